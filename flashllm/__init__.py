@@ -1,0 +1,1 @@
+"""Run language models larger than your RAM, on the CPU, from Python."""

@@ -1,0 +1,34 @@
+"""What a family must say: which architectures it runs, what its tensors are called, its config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flashllm.errors import CorruptModel
+from flashllm.model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A model family as data.
+
+    gguf_names and gguf_layer_names map our roles to GGUF tensor names; "{i}" is the layer number.
+    Roles of matrices: embed, output (absent when tied), attn_q, attn_k, attn_v, attn_out, ffn_gate,
+    ffn_up, ffn_down. Roles of vectors: output_norm, attn_norm, ffn_norm.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    gguf_names: Mapping[str, str]
+    gguf_layer_names: Mapping[str, str]
+    config_from_gguf: Callable[[Mapping[str, Any], bool], ModelConfig]
+    """(metadata, has an output tensor of its own) to config; raises CorruptModel."""
+
+
+def required(metadata: Mapping[str, Any], key: str) -> Any:
+    """metadata[key], or CorruptModel naming the missing key."""
+    if key not in metadata:
+        raise CorruptModel(f"GGUF metadata lacks {key!r}; the file is incomplete")
+    return metadata[key]

@@ -1,0 +1,65 @@
+"""Llama: RMSNorm, rotary positions, grouped-query attention, gated SiLU feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flashllm.errors import UnsupportedModel
+from flashllm.model.config import ModelConfig
+from flashllm.model.families.base import Family, required
+
+
+def config_from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
+    """Translate GGUF's llama.* keys. Raises CorruptModel or UnsupportedModel."""
+    if metadata.get("llama.rope.scaling.type", "none") != "none":
+        raise UnsupportedModel(
+            f"RoPE scaling {metadata['llama.rope.scaling.type']!r} is not supported yet"
+        )
+    if metadata.get("llama.expert_count", 0):
+        raise UnsupportedModel("mixture-of-experts models are not supported yet")
+    hidden = required(metadata, "llama.embedding_length")
+    heads = required(metadata, "llama.attention.head_count")
+    head_dim = metadata.get("llama.attention.key_length") or hidden // max(heads, 1)
+    rotary = metadata.get("llama.rope.dimension_count", head_dim)
+    if rotary != head_dim:
+        raise UnsupportedModel(f"partial rotary ({rotary} of {head_dim}) is not supported yet")
+    vocab = metadata.get("llama.vocab_size") or len(required(metadata, "tokenizer.ggml.tokens"))
+    return ModelConfig(
+        family="llama",
+        hidden_size=hidden,
+        ffn_size=required(metadata, "llama.feed_forward_length"),
+        n_layers=required(metadata, "llama.block_count"),
+        n_heads=heads,
+        n_kv_heads=metadata.get("llama.attention.head_count_kv", heads),
+        head_dim=head_dim,
+        vocab_size=vocab,
+        context_length=required(metadata, "llama.context_length"),
+        rope_theta=float(metadata.get("llama.rope.freq_base", 10000.0)),
+        rope_style="interleaved",
+        norm_eps=float(required(metadata, "llama.attention.layer_norm_rms_epsilon")),
+        tied_head=not has_output,
+    )
+
+
+FAMILY = Family(
+    name="llama",
+    architectures=("llama",),
+    gguf_names={
+        "embed": "token_embd.weight",
+        "output": "output.weight",
+        "output_norm": "output_norm.weight",
+    },
+    gguf_layer_names={
+        "attn_norm": "blk.{i}.attn_norm.weight",
+        "attn_q": "blk.{i}.attn_q.weight",
+        "attn_k": "blk.{i}.attn_k.weight",
+        "attn_v": "blk.{i}.attn_v.weight",
+        "attn_out": "blk.{i}.attn_output.weight",
+        "ffn_norm": "blk.{i}.ffn_norm.weight",
+        "ffn_gate": "blk.{i}.ffn_gate.weight",
+        "ffn_up": "blk.{i}.ffn_up.weight",
+        "ffn_down": "blk.{i}.ffn_down.weight",
+    },
+    config_from_gguf=config_from_gguf,
+)
