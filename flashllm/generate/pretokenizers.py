@@ -1,7 +1,7 @@
-"""How byte-level BPE vocabularies cut text into words: GGUF's `tokenizer.ggml.pre` names as data.
+"""How byte-level BPE vocabularies cut text into words: GGUF's `tokenizer.ggml.pre` as data.
 
-The names and regular expressions are those of llama.cpp (src/llama-vocab.cpp) and of the models' own
-tokenizer.json files. A name that is not here is refused, because a wrong cut gives wrong ids silently.
+The names and regular expressions are those of llama.cpp (src/llama-vocab.cpp) and of the models'
+own tokenizer.json files. An unknown name is refused: a wrong cut gives wrong ids silently.
 """
 
 from __future__ import annotations

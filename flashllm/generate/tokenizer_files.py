@@ -1,4 +1,4 @@
-"""Tokeniser files of a flash model, made from the vocabulary that a GGUF carries in its metadata."""
+"""A flash model's tokeniser files, made from the vocabulary in a GGUF's metadata."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ ADDS_BOS = frozenset({"llama-bpe", "llama3"})
 def files_from_gguf(metadata: Mapping[str, object]) -> dict[str, bytes]:
     """The tokeniser's files, by name, from a GGUF's metadata.
 
-    Returns "tokenizer.json" (for the `tokenizers` library), "tokenizer_config.json" (bos_id, eos_ids,
-    add_bos and their kind) and, if the model has one, "chat_template.jinja". A reply ends at the
-    tokens that the metadata calls eos, eot or eom, and at control tokens named in END_OF_TURN.
+    Returns "tokenizer.json" (for the `tokenizers` library), "tokenizer_config.json" (bos_id,
+    eos_ids, add_bos and their kind) and, if the model has one, "chat_template.jinja". A reply ends
+    at the tokens that the metadata calls eos, eot or eom, and at control tokens in END_OF_TURN.
 
     Raises CorruptModel for a vocabulary that contradicts itself; UnsupportedModel for a kind of
     tokeniser or a pre-tokeniser that flashllm does not know.
