@@ -1,0 +1,71 @@
+"""What a reply reports while it is made: the only things that cross from engine to caller."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Reason = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What a reply cost.
+
+    ttft_s: seconds from the call to the first token, waiting for other replies included; None if
+    there was no token. prompt_tokens: length of the prompt, of which cached_tokens were still in
+    the KV cache. generated_tokens: tokens sampled. prefill_tok_s, decode_tok_s: tokens per second
+    of reading the prompt and of generating, 0.0 where there was nothing to time. context_tokens:
+    tokens now in the KV cache, of n_ctx. rss_bytes: memory of the whole process. bytes_read,
+    bytes_written: the process's disk traffic during the reply, None where the system does not
+    count it. seed: gives the same reply again.
+    """
+
+    ttft_s: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    prefill_tok_s: float
+    decode_tok_s: float
+    context_tokens: int
+    n_ctx: int
+    rss_bytes: int
+    bytes_read: int | None
+    bytes_written: int | None
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """The prompt is being read: `done` of `total`, in units of one token through one layer."""
+
+    done: int
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """The next piece of the reply.
+
+    text is never empty and never splits a character. id is the last token that went into it:
+    bytes of an unfinished character, text that may become a stop text, and pieces that nobody
+    read in time arrive together with a later token.
+    """
+
+    text: str
+    id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """The reply is over, and why.
+
+    reason: "stop" (the model ended it, or a stop text came), "length" (max_tokens), "context"
+    (the context is full) or "cancelled".
+    """
+
+    stats: Stats
+    reason: Reason
+
+
+Event = Prefill | Token | Done

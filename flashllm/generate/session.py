@@ -1,0 +1,181 @@
+"""A conversation: its messages, its KV cache, and the rule for what happens when that is full."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from itertools import takewhile
+
+from flashllm.errors import ContextFull, InvalidInput
+from flashllm.generate.events import Done, Event, Prefill, Token
+from flashllm.generate.loop import Decoder, generate_ids, generate_text
+from flashllm.generate.meter import Meter
+from flashllm.generate.prompt import PromptEncoder
+from flashllm.generate.sampling import Sampler, SamplingParams
+from flashllm.generate.template import Message
+from flashllm.generate.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatModel:
+    """What sessions share: a model with its words.
+
+    prompts: None for a model without a chat template. identity: names the exact weights and
+    arithmetic, so that a saved KV cache is restored only where it fits.
+    """
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    prompts: PromptEncoder | None
+    identity: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A request for one reply.
+
+    check raises Cancelled once the caller has cancelled. show takes Prefill events, which happen
+    inside a step and so cannot be yielded. started: time.perf_counter() when it was made.
+    """
+
+    params: SamplingParams
+    check: Callable[[], None]
+    show: Callable[[Prefill], None]
+    started: float
+
+
+class SessionState:
+    """A conversation with a model, as the engine thread keeps it.
+
+    The context rule: a prompt longer than n_ctx tokens is refused with ContextFull, and the
+    conversation stays as it was; a reply that fills the context ends there, reason "context".
+
+    A cancelled reply stays in the conversation as far as it came, empty if it had not begun. After
+    an error the turn is withdrawn.
+    """
+
+    def __init__(self, model: ChatModel, n_ctx: int, messages: Sequence[Message] = ()) -> None:
+        self.model = model
+        self.messages = tuple(messages)
+        self.sequence = model.decoder.new_sequence(n_ctx)
+        self._submitted: list[int] = []
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens whose keys and values are in the cache."""
+        return self._submitted[: self.sequence.length]
+
+    def adopt(self, tokens: Sequence[int]) -> None:
+        """Say which tokens a restored sequence holds."""
+        self._submitted = list(tokens)
+
+    def close(self) -> None:
+        """Free the KV cache."""
+        self.sequence.close()
+
+    def ask(self, text: str, call: Call) -> Generator[Event, None, None]:
+        """Reply to the user's next message: Token events, then Done.
+
+        Raises ContextFull; EngineError; InvalidInput if the template refuses the messages or the
+        model has none; CorruptModel if the template is broken.
+        """
+        return self._turn((*self.messages, Message("user", text)), call)
+
+    def retry(self, call: Call) -> Generator[Event, None, None]:
+        """Reply anew to the last user message. Raises as ask; InvalidInput if there is none."""
+        asked = self.messages
+        while asked and asked[-1].role == "assistant":
+            asked = asked[:-1]
+        if not asked or asked[-1].role != "user":
+            raise InvalidInput("there is no message to reply to again")
+        return self._turn(asked, call)
+
+    def complete(self, text: str, call: Call) -> Generator[Event, None, None]:
+        """Continue `text` as it is, control tokens in it included; messages play no part.
+
+        Raises ContextFull, EngineError; InvalidInput if the text is empty.
+        """
+        prompt = self.model.tokenizer.encode(text, special=True, add_bos=True)
+        if not prompt:
+            raise InvalidInput("the prompt is empty; there is nothing to continue")
+        return self._generate(prompt, call)
+
+    def undo(self) -> bool:
+        """Withdraw the last user message and what followed. False if there is none."""
+        users = [i for i, message in enumerate(self.messages) if message.role == "user"]
+        if users:
+            self.messages = self.messages[: users[-1]]
+        return bool(users)
+
+    def reset(self) -> None:
+        """Withdraw everything but the system prompt."""
+        self.messages = tuple(takewhile(lambda message: message.role == "system", self.messages))
+
+    def set_system(self, text: str | None) -> None:
+        """Replace the system prompt; None removes it."""
+        rest = tuple(message for message in self.messages if message.role != "system")
+        self.messages = rest if text is None else (Message("system", text), *rest)
+
+    def _turn(self, asked: tuple[Message, ...], call: Call) -> Generator[Event, None, None]:
+        if self.model.prompts is None:
+            raise InvalidInput(
+                "this model has no chat template, so it cannot chat; "
+                "let it continue raw text instead (`flashllm run --raw`)"
+            )
+        pieces: list[str] = []
+        for event in self._generate(self.model.prompts.encode(asked), call):
+            if isinstance(event, Token):
+                pieces.append(event.text)
+            elif isinstance(event, Done):
+                self.messages = (*asked, Message("assistant", "".join(pieces)))
+            yield event
+
+    def _generate(self, prompt: list[int], call: Call) -> Generator[Event, None, None]:
+        cached = self._rewind(prompt)
+        meter = Meter(call.started, len(prompt), cached)
+        sampler = Sampler(call.params, prompt)
+
+        def on_prefill(done: int, total: int) -> None:
+            call.check()
+            call.show(Prefill(done, total))
+
+        def on_token(token: int) -> None:
+            meter.count(token)
+            self._submitted.append(token)
+
+        ids = generate_ids(
+            self.model.decoder,
+            self.sequence,
+            prompt[cached:],
+            sampler,
+            ends=self.model.tokenizer.eos_ids,
+            max_tokens=call.params.max_tokens,
+            on_prefill=on_prefill,
+            on_layer=lambda done, total: call.check(),
+        )
+        words = self.model.tokenizer.stream()
+        try:
+            reason = yield from generate_text(ids, words, call.params.stop, on_token)
+        except Exception:
+            self.sequence.truncate(0)  # what failed may have left nonsense in the cache
+            raise
+        length, n_ctx = self.sequence.length, self.sequence.n_ctx
+        yield Done(meter.stats(seed=sampler.seed, context_tokens=length, n_ctx=n_ctx), reason)
+
+    def _rewind(self, prompt: list[int]) -> int:
+        """Keep of the cache what `prompt` begins with, and say how many tokens that is.
+
+        At least the prompt's last token is left to read, because its logits are needed.
+        """
+        if len(prompt) > self.sequence.n_ctx:
+            raise ContextFull(
+                f"the conversation is {len(prompt)} tokens long but the context holds "
+                f"{self.sequence.n_ctx}; shorten it, start anew, or choose a larger context "
+                f"(--ctx-size; this model was made for up to "
+                f"{self.model.decoder.config.context_length})"
+            )
+        pairs = zip(self.tokens, prompt[:-1], strict=False)
+        kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.sequence.truncate(kept)
+        self._submitted = list(prompt)
+        return kept
