@@ -1,0 +1,14 @@
+"""What every test folder shares; its place puts tests/ on the path, so `import tiny` works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path: Path) -> Path:
+    """A tiny valid GGUF of float32 weights."""
+    return tiny.write_gguf(tmp_path / "tiny.gguf")
