@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Build llama.cpp natively, the peer that flashllm is measured against.
+#
+#   tools/build_llama_cpp.sh DIR [SDIST]
+#
+# The source is the one vendored in the PyPI sdist llama-cpp-python 0.3.36 (llama.cpp 0c1e570),
+# fetched by name with pip, or the SDIST given. Cmake and ninja come from an environment of their
+# own inside DIR. Leaves in DIR/bin: llama-bench, llama-perplexity, llama-tokenize, and the helpers
+# llama_logits and llama_tokens of this directory, linked to the same library.
+# Takes about 10 minutes on two cores and 1.5 GB of disk.
+set -euo pipefail
+
+version=0.3.36
+dir=$(realpath -m "${1:?usage: build_llama_cpp.sh DIR [SDIST]}")
+sdist=${2:+$(realpath "$2")}
+here=$(dirname "$(realpath "$0")")
+mkdir -p "$dir/bin"
+
+if [ ! -x "$dir/env/bin/ninja" ]; then
+  python3 -m venv "$dir/env"
+  "$dir/env/bin/pip" install -q cmake ninja scikit-build-core pyproject-metadata pathspec
+fi
+if [ ! -d "$dir/src" ]; then
+  if [ -z "$sdist" ]; then
+    "$dir/env/bin/pip" download -q --no-deps --no-binary :all: --no-build-isolation \
+      -d "$dir" "llama-cpp-python==$version"
+    sdist=$dir/llama_cpp_python-$version.tar.gz
+  fi
+  rm -rf "$dir/src.partial" && mkdir "$dir/src.partial"
+  tar xzf "$sdist" -C "$dir/src.partial" --strip-components=1
+  mv "$dir/src.partial" "$dir/src"
+fi
+
+source=$dir/src/vendor/llama.cpp
+build=$dir/build
+PATH=$dir/env/bin:$PATH
+targets=(llama-bench llama-perplexity llama-tokenize)
+cmake -G Ninja -S "$source" -B "$build" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
+  -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+  -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF >"$dir/cmake.log"
+nice -n 10 ninja -C "$build" "${targets[@]}" >"$dir/ninja.log"
+for target in "${targets[@]}"; do cp "$build/bin/$target" "$dir/bin/"; done
+
+libraries=()
+for name in llama ggml ggml-cpu ggml-base; do
+  libraries+=("$(find "$build" -name "lib$name.a" -print -quit)")
+done
+for helper in llama_logits llama_tokens; do
+  g++ -O2 -std=c++17 -Wall -Wextra -I"$source/include" -I"$source/ggml/include" \
+    "$here/$helper.cpp" -o "$dir/bin/$helper" "${libraries[@]}" -fopenmp -lpthread -ldl
+done
+
+# What "native" became here: the compiler's own name for this CPU, and whether AMX was compiled in.
+# GGML uses AMX, where present, only for repacked weights.
+echo "compiler: $(g++ --version | head -1)"
+echo "native: $(gcc -march=native -Q --help=target | awk '$1 == "-march=" {print $2}')"
+amx=$(gcc -march=native -dM -E -x c /dev/null | grep -c -E '__AMX_INT8__|__AVX512VNNI__' || true)
+[ "$amx" = 2 ] && echo "AMX: compiled in (used only with repacking on)" || echo "AMX: not compiled in"
+echo "built: $dir/bin"
