@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
@@ -93,6 +94,15 @@ def release() -> None:
         if _users == 0 and _engine is not None:
             _engine.stop()
             _engine = None
+
+
+@contextlib.contextmanager
+def borrowed() -> Iterator[Engine]:
+    """The process's engine for the length of a `with` block."""
+    try:
+        yield acquire()
+    finally:
+        release()
 
 
 @atexit.register

@@ -48,6 +48,10 @@ class PromptEncoder:
             position = control.end()
         return ids + self._plain(text[position:], meanings)
 
+    def close(self) -> None:
+        """End the template's child process, if it has one."""
+        self._template.close()
+
     def _plain(self, text: str, meanings: dict[int, str]) -> list[int]:
         return self._tokenizer.encode(text.translate(meanings))
 

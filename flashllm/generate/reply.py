@@ -78,13 +78,11 @@ class ReplyChannel:
                 self._ready.wait(_POLL_S)  # an endless wait ignores Ctrl-C on Windows
             return self._events.popleft()
 
-    def join(self) -> None:
-        """Wait for the end. Raises the reply's error."""
+    def wait(self) -> None:
+        """Wait for the end, good or bad."""
         with self._ready:
             while not self.ended:
                 self._ready.wait(_POLL_S)
-            if self.error is not None:
-                raise self.error
 
     def on_change(self, wake: Callable[[], None] | None) -> None:
         """Call `wake` at every change from now on; None stops that."""
@@ -148,7 +146,9 @@ class Reply:
 
     def result(self) -> str:
         """Wait for the end, and return the whole text. Raises what stopped the reply, if so."""
-        self._channel.join()
+        self._channel.wait()
+        if self._channel.error is not None:
+            raise self._channel.error
         return self.text
 
     @property

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from flashllm.errors import ContextFull, InvalidInput
 from flashllm.generate.events import Done, Event, Prefill, Token
-from flashllm.generate.loop import Decoder, generate_ids, generate_text
+from flashllm.generate.loop import Decoder, KVSequence, generate_ids, generate_text
 from flashllm.generate.meter import Meter
 from flashllm.generate.prompt import PromptEncoder
 from flashllm.generate.sampling import Sampler, SamplingParams
@@ -29,6 +29,12 @@ class ChatModel:
     prompts: PromptEncoder | None
     identity: str
 
+    def close(self) -> None:
+        """Free the weights, and end the chat template's process if it has one."""
+        self.decoder.close()
+        if self.prompts is not None:
+            self.prompts.close()
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -45,7 +51,8 @@ class Call:
 
 
 class SessionState:
-    """A conversation with a model, as the engine thread keeps it.
+    """A conversation with a model, as the engine thread keeps it. Memory for n_ctx tokens of keys
+    and values is taken when the first reply needs it.
 
     The context rule: a prompt longer than n_ctx tokens is refused with ContextFull, and the
     conversation stays as it was; a reply that fills the context ends there, reason "context".
@@ -56,14 +63,22 @@ class SessionState:
 
     def __init__(self, model: ChatModel, n_ctx: int, messages: Sequence[Message] = ()) -> None:
         self.model = model
+        self.n_ctx = n_ctx
         self.messages = tuple(messages)
-        self.sequence = model.decoder.new_sequence(n_ctx)
+        self._sequence: KVSequence | None = None
         self._submitted: list[int] = []
+
+    @property
+    def sequence(self) -> KVSequence:
+        """The keys and values of `tokens`."""
+        if self._sequence is None:
+            self._sequence = self.model.decoder.new_sequence(self.n_ctx)
+        return self._sequence
 
     @property
     def tokens(self) -> list[int]:
         """The tokens whose keys and values are in the cache."""
-        return self._submitted[: self.sequence.length]
+        return self._submitted[: self._sequence.length] if self._sequence else []
 
     def adopt(self, tokens: Sequence[int]) -> None:
         """Say which tokens a restored sequence holds."""
@@ -71,7 +86,9 @@ class SessionState:
 
     def close(self) -> None:
         """Free the KV cache."""
-        self.sequence.close()
+        if self._sequence is not None:
+            self._sequence.close()
+            self._sequence = None
 
     def ask(self, text: str, call: Call) -> Generator[Event, None, None]:
         """Reply to the user's next message: Token events, then Done.
@@ -100,12 +117,17 @@ class SessionState:
             raise InvalidInput("the prompt is empty; there is nothing to continue")
         return self._generate(prompt, call)
 
-    def undo(self) -> bool:
-        """Withdraw the last user message and what followed. False if there is none."""
+    def undo(self) -> str:
+        """Withdraw the last user message, return it, and drop what followed.
+
+        Raises InvalidInput if there is none.
+        """
         users = [i for i, message in enumerate(self.messages) if message.role == "user"]
-        if users:
-            self.messages = self.messages[: users[-1]]
-        return bool(users)
+        if not users:
+            raise InvalidInput("there is no message to withdraw")
+        withdrawn = self.messages[users[-1]].content
+        self.messages = self.messages[: users[-1]]
+        return withdrawn
 
     def reset(self) -> None:
         """Withdraw everything but the system prompt."""
@@ -159,18 +181,18 @@ class SessionState:
         except Exception:
             self.sequence.truncate(0)  # what failed may have left nonsense in the cache
             raise
-        length, n_ctx = self.sequence.length, self.sequence.n_ctx
-        yield Done(meter.stats(seed=sampler.seed, context_tokens=length, n_ctx=n_ctx), reason)
+        length = self.sequence.length
+        yield Done(meter.stats(seed=sampler.seed, context_tokens=length, n_ctx=self.n_ctx), reason)
 
     def _rewind(self, prompt: list[int]) -> int:
         """Keep of the cache what `prompt` begins with, and say how many tokens that is.
 
         At least the prompt's last token is left to read, because its logits are needed.
         """
-        if len(prompt) > self.sequence.n_ctx:
+        if len(prompt) > self.n_ctx:
             raise ContextFull(
                 f"the conversation is {len(prompt)} tokens long but the context holds "
-                f"{self.sequence.n_ctx}; shorten it, start anew, or choose a larger context "
+                f"{self.n_ctx}; shorten it, start anew, or choose a larger context "
                 f"(--ctx-size; this model was made for up to "
                 f"{self.model.decoder.config.context_length})"
             )

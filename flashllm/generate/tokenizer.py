@@ -50,7 +50,7 @@ class StreamDecoder:
 class Tokenizer:
     """A model's tokeniser: byte-level BPE with control tokens. Any thread may use it.
 
-    bos_id: the token that begins a text, if any. eos_ids: the tokens that end a reply.
+    bos_id, eos_id: the tokens that begin and end a text, if any. eos_ids: those that end a reply.
     add_bos: the model expects bos_id before raw text (chat templates write their own).
     control_tokens: the text of each control token, such as "<|im_start|>", and its id.
     """
@@ -67,6 +67,7 @@ class Tokenizer:
         }
         self._control_ids = frozenset(self.control_tokens.values())
         self.bos_id: int | None = config["bos_id"]
+        self.eos_id: int | None = config["eos_id"]
         self.eos_ids: frozenset[int] = frozenset(config["eos_ids"])
         self.add_bos: bool = config["add_bos"] and self.bos_id is not None
         self._prefix = " " if config["add_prefix_space"] else ""
@@ -84,11 +85,11 @@ class Tokenizer:
         except Exception as error:  # the library raises Exception itself
             raise CorruptModel(f"{path / 'tokenizer.json'}: {error}") from error
         made = cls(tokenizer, config)
-        named = [*made.eos_ids, *([] if made.bos_id is None else [made.bos_id])]
-        if wrong := [token for token in named if not 0 <= token < made.vocab_size]:
-            raise CorruptModel(
-                f"{path / 'tokenizer_config.json'}: token {wrong[0]} of {made.vocab_size}"
-            )
+        for token in (made.bos_id, made.eos_id, *made.eos_ids):
+            if token is not None and not 0 <= token < made.vocab_size:
+                raise CorruptModel(
+                    f"{path / 'tokenizer_config.json'}: token {token} of {made.vocab_size}"
+                )
         return made
 
     def encode(self, text: str, *, special: bool = False, add_bos: bool = False) -> list[int]:
@@ -172,9 +173,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CorruptModel(f"{path}: not a JSON object")
     if config.get("kind") != "byte-level-bpe":
         raise UnsupportedModel(f"{path}: unknown kind of tokeniser {config.get('kind')!r}")
-    bos, ends = config.get("bos_id"), config.get("eos_ids")
-    if not (bos is None or type(bos) is int):
-        raise CorruptModel(f"{path}: bos_id is {bos!r}, expected a token id or null")
+    for key in ("bos_id", "eos_id"):
+        if key not in config or not (config[key] is None or type(config[key]) is int):
+            raise CorruptModel(f"{path}: {key} is {config.get(key)!r}, expected an id or null")
+    ends = config.get("eos_ids")
     if not isinstance(ends, list) or any(type(token) is not int for token in ends):
         raise CorruptModel(f"{path}: eos_ids is not a list of token ids")
     for key in ("add_bos", "add_prefix_space"):

@@ -36,8 +36,9 @@ def files_from_gguf(metadata: Mapping[str, object]) -> dict[str, bytes]:
     """The tokeniser's files, by name, from a GGUF's metadata.
 
     Returns "tokenizer.json" (for the `tokenizers` library), "tokenizer_config.json" (bos_id,
-    eos_ids, add_bos and their kind) and, if the model has one, "chat_template.jinja". A reply ends
-    at the tokens that the metadata calls eos, eot or eom, and at control tokens in END_OF_TURN.
+    eos_id, eos_ids, add_bos and their kind) and, if the model has one, "chat_template.jinja".
+    A reply ends at the tokens that the metadata calls eos, eot or eom, and at control tokens named
+    in END_OF_TURN.
 
     Raises CorruptModel for a vocabulary that contradicts itself; UnsupportedModel for a kind of
     tokeniser or a pre-tokeniser that flashllm does not know.
@@ -61,6 +62,7 @@ def files_from_gguf(metadata: Mapping[str, object]) -> dict[str, bytes]:
     config = {
         "kind": "byte-level-bpe",
         "bos_id": _id(metadata, "bos", len(tokens)),
+        "eos_id": _id(metadata, "eos", len(tokens)),
         "eos_ids": _end_ids(metadata, tokens, controls),
         "add_bos": bool(metadata.get("tokenizer.ggml.add_bos_token", pre in ADDS_BOS)),
         "add_prefix_space": bool(metadata.get("tokenizer.ggml.add_space_prefix", False)),

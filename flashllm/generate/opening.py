@@ -1,0 +1,113 @@
+"""Opening a model directory for conversation: weights, words, template, identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from flashllm.errors import Cancelled, CorruptModel, ModelIOError, ModelNotFound
+from flashllm.generate.engine import Engine
+from flashllm.generate.loop import Decoder
+from flashllm.generate.prompt import PromptEncoder
+from flashllm.generate.session import ChatModel
+from flashllm.generate.template import ChatTemplate, read_template
+from flashllm.generate.tokenizer import Tokenizer
+from flashllm.model.loader import load_decoder
+
+Backend = Literal["cpu", "reference"]
+Progress = Callable[[int, int], None]
+
+_MAX_MANIFEST = 64 << 20
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weight files in `folder`. Raises ModelNotFound if it is not a flash model."""
+    if not (folder / "manifest.json").is_file():
+        raise ModelNotFound(
+            f"{folder} is not a flash model (it has no manifest.json); "
+            "`flashllm convert` makes one from a GGUF file"
+        )
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def open_model(
+    folder: Path,
+    engine: Engine,
+    *,
+    threads: int | None = None,
+    backend: Backend = "cpu",
+    on_progress: Progress | None = None,
+) -> ChatModel:
+    """The model in `folder`, loaded by the engine's thread.
+
+    Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError.
+    """
+    identity = _identity(folder, backend)
+    tokenizer = Tokenizer.from_dir(folder)
+    prompts = _prompts(folder, tokenizer)
+
+    def load(progress: Progress) -> Decoder:
+        return load_decoder(folder, threads=threads, backend=backend, on_progress=progress)
+
+    decoder = _load(engine, load, on_progress)
+    if tokenizer.vocab_size > decoder.config.vocab_size:
+        engine.call(decoder.close)
+        raise CorruptModel(
+            f"{folder}: the tokeniser has {tokenizer.vocab_size} tokens but the model only "
+            f"{decoder.config.vocab_size}; convert it again"
+        )
+    return ChatModel(decoder, tokenizer, prompts, identity)
+
+
+def _load(
+    engine: Engine, load: Callable[[Progress], Decoder], on_progress: Progress | None
+) -> Decoder:
+    """Run `load` on the engine's thread; a caller who leaves (Ctrl-C) leaves nothing behind."""
+    loaded: list[Decoder] = []
+    abandoned = threading.Event()
+
+    def progress(done: int, total: int) -> None:
+        if abandoned.is_set():
+            raise Cancelled("loading was interrupted")
+        if on_progress is not None:
+            on_progress(done, total)
+
+    def discard() -> None:
+        for decoder in loaded:
+            decoder.close()
+
+    try:
+        engine.call(lambda: loaded.append(load(progress)))
+    except BaseException:
+        abandoned.set()
+        engine.post(discard)
+        raise
+    return loaded[0]
+
+
+def _prompts(folder: Path, tokenizer: Tokenizer) -> PromptEncoder | None:
+    source = read_template(folder)
+    if source is None:
+        return None
+    bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
+    eos = "" if tokenizer.eos_id is None else tokenizer.token_text(tokenizer.eos_id)
+    return PromptEncoder(ChatTemplate(source, bos_token=bos, eos_token=eos), tokenizer)
+
+
+def _identity(folder: Path, backend: Backend) -> str:
+    """sha256 of what decides the numbers in a KV cache: weights, shape and backend."""
+    file = folder / "manifest.json"
+    try:
+        if file.stat().st_size > _MAX_MANIFEST:
+            raise CorruptModel(f"{file}: larger than {_MAX_MANIFEST >> 20} MiB")
+        manifest = json.loads(file.read_bytes())
+        parts = [manifest["config"], manifest["files"], backend]
+    except OSError as error:
+        raise ModelIOError(f"{file}: {error.strerror}", file) from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CorruptModel(f"{file}: not a flash model's manifest; convert it again") from None
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,185 @@
+"""Session files: a conversation and its KV cache as one safetensors file, read as hostile input."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import xxhash
+
+from flashllm.errors import CorruptModel, DiskFull, FlashError, InvalidInput, ModelIOError
+from flashllm.generate.budget import kv_bytes
+from flashllm.generate.session import ChatModel, SessionState
+from flashllm.generate.template import Message
+from flashllm.model.config import ModelConfig
+
+FORMAT, VERSION = "flashllm-session", "1"
+
+_DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_KV = "kv."
+_MAX_HEADER = 16 << 20
+_MAX_MESSAGES = 1 << 16
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def save(state: SessionState, path: Path) -> None:
+    """Write the session to `path`, whole or not at all.
+
+    Raises ModelIOError or DiskFull, naming the file.
+    """
+    arrays: Arrays = {"tokens": np.asarray(state.tokens, dtype=np.int32)}
+    arrays |= {_KV + name: np.ascontiguousarray(a) for name, a in state.sequence.export().items()}
+    messages = [{"role": m.role, "content": m.content} for m in state.messages]
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": state.model.identity,
+        "n_ctx": str(state.n_ctx),
+        "messages": json.dumps(messages),
+    }
+    metadata["xxh3"] = _checksum(metadata, arrays)
+    try:
+        _write(path, metadata, arrays)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFull(f"{path}: no room to save the session", path) from error
+        raise ModelIOError(f"{path}: cannot save the session: {error.strerror}", path) from error
+
+
+def load(path: Path, model: ChatModel, n_ctx: int | None = None) -> SessionState:
+    """The session in `path`, for `model`.
+
+    The KV cache is restored if the file was saved with this very model and fits n_ctx (by default
+    what it was saved with); otherwise the next reply reads the conversation anew. Raises
+    ModelIOError; CorruptModel for a file that is not a session, or lies.
+    """
+    metadata, arrays = _read(path, model.decoder.config)
+    messages = _messages(path, metadata["messages"])
+    tokens = arrays.pop("tokens", None)
+    if tokens is None or tokens.dtype != np.int32 or tokens.ndim != 1:
+        raise CorruptModel(f"{path}: the session's tokens are missing or not a list of int32")
+    vocab = model.decoder.config.vocab_size
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
+        raise CorruptModel(f"{path}: the session has tokens outside the vocabulary of {vocab}")
+    if n_ctx is None:
+        n_ctx = _saved_context(path, metadata["n_ctx"], model.decoder.config)
+    state = SessionState(model, n_ctx, messages)
+    if metadata["model"] != model.identity or tokens.size > n_ctx:
+        return state
+    try:
+        state.sequence.restore({name.removeprefix(_KV): a for name, a in arrays.items()})
+        if state.sequence.length != tokens.size:
+            raise CorruptModel(
+                f"{path}: {tokens.size} tokens for a cache of {state.sequence.length}"
+            )
+    except FlashError:
+        state.close()
+        raise
+    state.adopt(tokens.tolist())
+    return state
+
+
+def _checksum(metadata: dict[str, str], arrays: Arrays) -> str:
+    """xxh3 of everything in the file but the checksum itself."""
+    digest = xxhash.xxh3_64()
+    for key in sorted(metadata.keys() - {"xxh3"}):
+        digest.update(f"{key}={metadata[key]}\n".encode("utf-8", "surrogatepass"))
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+def _write(path: Path, metadata: dict[str, str], arrays: Arrays) -> None:
+    """A sibling temporary file, flushed to disk, then renamed over `path`."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _write_safetensors(file, metadata, arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _write_safetensors(file: IO[bytes], metadata: dict[str, str], arrays: Arrays) -> None:
+    """The library can only write from one buffer of everything; caches are too large for that."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        dtype = _NAMES[array.dtype]
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for array in arrays.values():
+        file.write(array.data)
+
+
+def _read(path: Path, config: ModelConfig) -> tuple[dict[str, str], Arrays]:
+    """Metadata and arrays of the file, with sizes and checksum verified."""
+    try:
+        size = path.stat().st_size
+        if size > _MAX_HEADER + 2 * kv_bytes(config, config.context_length):
+            raise CorruptModel(f"{path}: {size} bytes is more than a session of this model can be")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelIOError(f"{path}: cannot read the session: {error.strerror}", path) from error
+    try:
+        tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+        length = struct.unpack_from("<Q", data)[0]
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise CorruptModel(f"{path}: not a session file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise CorruptModel(f"{path}: not a session file of flashllm")
+    if metadata.get("version") != VERSION:
+        raise CorruptModel(
+            f"{path}: session format {metadata.get('version')!r}, this flashllm reads {VERSION!r}"
+        )
+    if missing := {"model", "n_ctx", "messages", "xxh3"} - metadata.keys():
+        raise CorruptModel(f"{path}: the session lacks {min(missing)!r}")
+    arrays: Arrays = {}
+    for name, tensor in tensors:
+        if tensor["dtype"] not in _DTYPES:
+            raise CorruptModel(f"{path}: tensor {name[:80]!r} has type {tensor['dtype']!r}")
+        flat = np.frombuffer(tensor["data"], dtype=_DTYPES[tensor["dtype"]])
+        arrays[name] = flat.reshape(tensor["shape"])
+    if metadata["xxh3"] != _checksum(metadata, arrays):
+        raise CorruptModel(f"{path}: the session's checksum does not match; the file is damaged")
+    return metadata, arrays
+
+
+def _messages(path: Path, text: str) -> list[Message]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        raise CorruptModel(f"{path}: the session's messages are not JSON") from None
+    if not isinstance(items, list) or len(items) > _MAX_MESSAGES:
+        raise CorruptModel(f"{path}: the session's messages are not a list of reasonable length")
+    try:
+        return [Message(**item) for item in items]
+    except (TypeError, InvalidInput) as error:
+        raise CorruptModel(f"{path}: the session has a malformed message: {error}") from None
+
+
+def _saved_context(path: Path, text: str, config: ModelConfig) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) <= config.context_length):
+        raise CorruptModel(f"{path}: the session's n_ctx is {text[:40]!r}")
+    return int(text)

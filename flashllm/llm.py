@@ -1,0 +1,299 @@
+"""LLM: a model in memory, and the sessions that talk with it. What desktop apps import."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, Unpack
+
+from flashllm.errors import InvalidInput
+from flashllm.generate import budget, engine, session_file
+from flashllm.generate import score as scoring
+from flashllm.generate.golden import read_golden
+from flashllm.generate.opening import Backend, Progress, open_model, weight_bytes
+from flashllm.generate.reply import Reply, ReplyChannel
+from flashllm.generate.sampling import SamplingOptions, SamplingParams
+from flashllm.generate.service import MakeEvents, Service, open_services
+from flashllm.generate.session import ChatModel, SessionState
+from flashllm.generate.template import Message
+from flashllm.sizes import parse_size
+
+__all__ = ["LLM", "Message", "Reply", "Session"]
+
+DEFAULT_CONTEXT = 4096
+"""Tokens of context for sessions that do not say, if the model was made for as many."""
+
+
+class LLM:
+    """A model in memory. Any thread may call it; work queues to the process's one engine thread.
+
+    name: the model directory's. config: the model's shape. tokenizer: the model's. mem_budget:
+    bytes this process may use, or None. n_ctx: tokens of context of sessions that do not say.
+
+    Close it, or use it in a `with` block: its replies stop and its memory is freed.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        *,
+        name: str = "model",
+        mem_budget: int | None = None,
+        n_ctx: int | None = None,
+    ) -> None:
+        """Serve `model`, and close it in the end. `LLM.open` does this for a model directory."""
+        self.name = name
+        self.config = model.decoder.config
+        self.tokenizer = model.tokenizer
+        self.mem_budget = mem_budget
+        self.n_ctx = self._context(n_ctx, min(DEFAULT_CONTEXT, self.config.context_length))
+        self._service = Service(model, name)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        mem_budget: int | str | None = None,
+        threads: int | None = None,
+        backend: Backend = "cpu",
+        n_ctx: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> LLM:
+        """Load the flash model in the directory `path`.
+
+        mem_budget: what this process may use in all: bytes, or text such as "6GB" or "1.5x" (of
+        the weights); None sets no limit. threads: None chooses. backend: "reference" computes
+        slowly, in numpy. n_ctx: tokens of context of a session, at most what the model was made
+        for. on_progress: told, on another thread, how much is loaded and of how much.
+
+        Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, OutOfBudget,
+        InvalidInput.
+        """
+        folder = Path(path)
+        weights = weight_bytes(folder)
+        limit = _bytes_allowed(mem_budget, weights)
+        budget.check(limit, weights + sum(other.weight_bytes for other in open_services()), 0)
+        with engine.borrowed() as runner:
+            model = open_model(
+                folder, runner, threads=threads, backend=backend, on_progress=on_progress
+            )
+            try:
+                return cls(model, name=folder.name, mem_budget=limit, n_ctx=n_ctx)
+            except BaseException:
+                runner.call(model.close)
+                raise
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the model's weights take."""
+        return self._service.weight_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory that the KV caches of the open sessions take once they are full."""
+        return self._service.kv_bytes
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether the model has a chat template; without one it can only `complete` text."""
+        return self._service.model.prompts is not None
+
+    def session(
+        self,
+        system: str | None = None,
+        *,
+        messages: Sequence[Message] = (),
+        n_ctx: int | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Session:
+        """A new conversation, with its own KV cache.
+
+        system: the system prompt. messages: what was said before. n_ctx: tokens of context.
+        sampling: settings for its replies, which each call may override.
+
+        Raises OutOfBudget if the KV cache does not fit; InvalidInput.
+        """
+        params = SamplingParams().with_options(sampling)
+        before = [] if system is None else [Message("system", system)]
+        context = self._context(n_ctx, self.n_ctx)
+        return self._adopt(SessionState(self._service.model, context, [*before, *messages]), params)
+
+    def load_session(
+        self, path: Path | str, *, n_ctx: int | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> Session:
+        """The conversation that Session.save wrote to `path`.
+
+        With the same model it goes on at once; with another, its text is read anew. Raises
+        ModelIOError, CorruptModel, OutOfBudget, InvalidInput.
+        """
+        params = SamplingParams().with_options(sampling)
+        context = None if n_ctx is None else self._context(n_ctx, n_ctx)
+        model = self._service.model
+        state = self._service.call(lambda: session_file.load(Path(path), model, context))
+        return self._adopt(state, params)
+
+    def complete(self, prompt: str, **sampling: Unpack[SamplingOptions]) -> Reply:
+        """Continue `prompt` as it is: no template; control tokens written in it count as such.
+
+        Returns at once; errors are raised to whoever reads the reply.
+        """
+        session = self.session(**sampling)
+        return session._start(lambda state, call: state.complete(prompt, call), {})
+
+    def generate(
+        self, prompt: str, *, raw: bool = False, **sampling: Unpack[SamplingOptions]
+    ) -> Reply:
+        """Answer one message, in a session of its own; or, if `raw`, `complete` it."""
+        if raw:
+            return self.complete(prompt, **sampling)
+        return self.session(**sampling).stream(prompt)
+
+    def score(
+        self,
+        text: str,
+        *,
+        window: int = scoring.DEFAULT_WINDOW,
+        on_progress: Progress | None = None,
+    ) -> scoring.Score:
+        """The perplexity of `text`, read in windows of so many tokens.
+
+        on_progress: told, on another thread, of the tokens read and in all; what it raises ends
+        the scoring. Raises InvalidInput if there is nothing to predict.
+        """
+        tokens = self.tokenizer.encode(text)
+        windows = scoring.split_windows(len(tokens), min(window, self.config.context_length))
+        decoder = self._service.model.decoder
+        return self._service.call(lambda: scoring.perplexity(decoder, tokens, windows, on_progress))
+
+    def compare(
+        self, golden: Path | str, on_progress: Progress | None = None
+    ) -> scoring.Comparison:
+        """How far this model's predictions are from the reference's stored in `golden`.
+
+        Raises ModelIOError, CorruptModel.
+        """
+        reference = read_golden(Path(golden), self.config.vocab_size)
+        decoder = self._service.model.decoder
+        return self._service.call(lambda: scoring.compare_golden(decoder, reference, on_progress))
+
+    def close(self) -> None:
+        """Stop the replies in progress, free the memory. The model cannot be used any more."""
+        self._service.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _context(self, n_ctx: int | None, default: int) -> int:
+        most = self.config.context_length
+        if n_ctx is not None and not 0 < n_ctx <= most:
+            raise InvalidInput(f"a context of {n_ctx} tokens; this model was made for 1 to {most}")
+        return default if n_ctx is None else n_ctx
+
+    def _adopt(self, state: SessionState, params: SamplingParams) -> Session:
+        services = open_services()
+        weights = sum(service.weight_bytes for service in services)
+        caches = sum(service.kv_bytes for service in services)
+        budget.check(self.mem_budget, weights, caches + budget.kv_bytes(self.config, state.n_ctx))
+        self._service.adopt(state)
+        return Session(self._service, state, params)
+
+
+class Session:
+    """A conversation with a model, with its own KV cache. Any thread may call.
+
+    A prompt longer than the context is refused (ContextFull) and changes nothing; a reply that
+    fills the context ends there. What a cancelled reply said stays in the conversation.
+
+    sampling: settings for replies, where a call gives no others.
+    """
+
+    def __init__(self, service: Service, state: SessionState, sampling: SamplingParams) -> None:
+        self.sampling = sampling
+        self._service = service
+        self._state = state
+        self._last: ReplyChannel | None = None
+        # A session that nobody holds any more is freed, after the replies it still owes.
+        self._finalizer = weakref.finalize(self, service.drop, state)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was said, the system prompt included. A reply is added when it is done."""
+        return self._state.messages
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt; assign to replace it, None to remove it."""
+        return next((m.content for m in self.messages if m.role == "system"), None)
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._settled().set_system(text)
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of context."""
+        return self._state.n_ctx
+
+    def stream(self, text: str, **sampling: Unpack[SamplingOptions]) -> Reply:
+        """Say `text`; the model's reply. Returns at once.
+
+        Errors are raised to whoever reads the reply: ContextFull, EngineError, InvalidInput (no
+        chat template, or it refuses the messages), CorruptModel (a broken template).
+        """
+        return self._start(lambda state, call: state.ask(text, call), sampling)
+
+    def ask(self, text: str, **sampling: Unpack[SamplingOptions]) -> str:
+        """Say `text` and wait for the whole reply. Raises as reading the reply does."""
+        return self.stream(text, **sampling).result()
+
+    def retry(self, **sampling: Unpack[SamplingOptions]) -> Reply:
+        """Drop the last reply and make another. Reading it raises InvalidInput if there is none."""
+        return self._start(lambda state, call: state.retry(call), sampling)
+
+    def undo(self) -> str:
+        """Take back the last message and its reply; the message. InvalidInput if there is none."""
+        return self._settled().undo()
+
+    def reset(self) -> None:
+        """Forget everything but the system prompt."""
+        self._settled().reset()
+
+    def save(self, path: Path | str) -> None:
+        """Write the conversation and its KV cache to `path`, whole or not at all.
+
+        Raises ModelIOError, DiskFull.
+        """
+        self._service.call(lambda: session_file.save(self._state, Path(path)))
+
+    def close(self) -> None:
+        """Cancel the last reply if it goes on, and free the KV cache."""
+        if self._last is not None:
+            self._last.cancel()
+        self._finalizer()
+
+    def _start(self, make: MakeEvents, sampling: SamplingOptions) -> Reply:
+        self._last = self._service.start(self._state, make, self.sampling.with_options(sampling))
+        return Reply(self._last)
+
+    def _settled(self) -> SessionState:
+        """The state, once the replies under way are done."""
+        if self._last is not None:
+            self._last.wait()
+        return self._state
+
+
+def _bytes_allowed(mem_budget: int | str | None, weights: int) -> int | None:
+    if isinstance(mem_budget, str):
+        return parse_size(mem_budget).resolve(weights, budget.FIXED_BYTES)
+    return mem_budget
