@@ -164,6 +164,12 @@ def rss() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def file_backed_rss(system: str = sys.platform) -> int | None:
+    """The part of rss() that the system can drop and read again from files: libraries, mapped
+    files. None where it cannot be told apart from private memory."""
+    return int(psutil.Process().memory_info().shared) if system == "linux" else None
+
+
 @dataclasses.dataclass(frozen=True)
 class DiskTraffic:
     """Bytes that this process has moved to and from disks since it started."""

@@ -123,6 +123,12 @@ def test_peak_memory_is_at_least_what_is_held() -> None:
     assert machine.peak_rss() >= held // 2 > 1 << 20
 
 
+def test_file_backed_memory_is_part_of_what_is_held() -> None:
+    shared = machine.file_backed_rss()
+    assert shared is None or 0 <= shared <= 2 * machine.rss()
+    assert machine.file_backed_rss("darwin") is None
+
+
 def test_peak_memory_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=123))
     monkeypatch.setattr(psutil, "Process", lambda: process)

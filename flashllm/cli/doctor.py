@@ -1,0 +1,125 @@
+"""flashllm doctor: this computer as flashllm sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import click
+
+from flashllm import machine
+from flashllm.cli import disk_rate
+from flashllm.cli.options import json_option
+from flashllm.cli.report import Report
+from flashllm.errors import FlashError
+from flashllm.hub import store
+from flashllm.sizes import format_size
+
+# Instruction sets that kernels choose between, by LLVM's names.
+_FEATURES = (
+    *("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512vbmi2"),
+    *("neon", "dotprod", "i8mm", "sve"),
+)
+
+
+@click.command("doctor")
+@json_option
+def command(as_json: bool) -> None:
+    """Describe this computer: memory, processor, disk, and where flashllm keeps things.
+
+    Measures the memory's read rate, and the disk's if there is a model in the store to read.
+    """
+    with Report(quiet=as_json) as report:
+        facts = examine(report)
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        click.echo("\n".join(f"{label:<17} {text}" for label, text in describe(facts)))
+
+
+def examine(report: Report) -> dict[str, Any]:
+    """Every fact, in bytes and bytes per second, as --json prints them."""
+    from flashllm.kernels import jit
+
+    memory, cpu, models = machine.memory(), machine.cpu(), store.list_models()
+    return {
+        "flashllm": importlib.metadata.version("flashllm"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "memory": dataclasses.asdict(memory),
+        "cpu": dataclasses.asdict(cpu) | {"usable_cores": cpu.usable_cores},
+        "features": [name for name in _FEATURES if name in jit.cpu_features()],
+        "memory_read": memory_rates(cpu.usable_cores, report),
+        "kernels": {
+            "folder": str(jit.cache_directory()),
+            "compiled": jit.kernels_are_compiled(),
+        },
+        "models": {
+            "folder": str(store.models_dir()),
+            "count": len(models),
+            "bytes": sum(model.bytes for model in models),
+            "free_disk": machine.free_disk(store.models_dir()),
+        },
+        "disk_read": disk_rates(models, report),
+    }
+
+
+def memory_rates(cores: int, report: Report) -> dict[str, float]:
+    """Read rate of main memory with one thread and with all, by number of threads."""
+    from flashllm.kernels import bandwidth
+
+    report.message("measuring the memory's read rate")
+    return {str(threads): bandwidth.measure(threads) * 1e9 for threads in sorted({1, cores})}
+
+
+def disk_rates(models: list[store.StoredModel], report: Report) -> list[dict[str, Any]]:
+    """Read rate of the disk, from the largest stored model; empty without one."""
+    if not models:
+        return []
+    report.message("measuring the disk's read rate")
+    largest = max(models, key=lambda model: model.bytes)
+    try:
+        return [dataclasses.asdict(rate) for rate in disk_rate.measure(largest.path)]
+    except FlashError as error:
+        report.message(f"cannot measure the disk's read rate: {error}")
+        return []
+
+
+def describe(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """(label, text) of each fact, for human eyes."""
+    memory, cpu, models, kernels = (facts[key] for key in ("memory", "cpu", "models", "kernels"))
+    limit = memory["cgroup_limit"]
+    limited = f", limited to {format_size(limit)} by a control group" if limit else ""
+    rows = [
+        ("flashllm", f"{facts['flashllm']}, Python {facts['python']}, {facts['system']}"),
+        (
+            "memory",
+            f"{format_size(memory['total'])}, {format_size(memory['available'])} free{limited}",
+        ),
+        (
+            "processor",
+            f"{cpu['name']}; {cpu['physical_cores']} cores ({cpu['logical_cores']} logical), "
+            f"{cpu['usable_cores']} to compute with",
+        ),
+        ("instructions", " ".join(facts["features"]) or "nothing special: portable kernels"),
+    ]
+    for threads, rate in facts["memory_read"].items():
+        rows.append(("memory read", f"{rate / 1e9:.1f} GB/s with {threads} thread(s)"))
+    for rate in facts["disk_read"]:
+        how = f"blocks of {rate['block_bytes'] >> 10} KiB, {rate['threads']} at once"
+        rows.append(("disk read", f"{format_size(rate['bytes_per_s'])}/s in {how}"))
+    if not facts["disk_read"]:
+        rows.append(("disk read", "not measured: there is no model to read"))
+    ready = "compiled" if kernels["compiled"] else "not compiled yet: the first run takes longer"
+    rows.append(("kernels", f"{ready}, in {kernels['folder']}"))
+    rows.append(
+        (
+            "models",
+            f"{models['count']} ({format_size(models['bytes'])}) in {models['folder']}, "
+            f"{format_size(models['free_disk'])} free",
+        )
+    )
+    return rows

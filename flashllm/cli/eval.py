@@ -1,0 +1,117 @@
+"""flashllm eval: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flashllm.cli.options import EngineOptions, engine_options, existing_file, json_option
+from flashllm.cli.report import Report
+from flashllm.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from flashllm.generate.loop import Decoder
+
+
+@click.command("eval")
+@click.argument("file", metavar="[FILE]", required=False)
+@engine_options
+@click.option(
+    "--against",
+    metavar="reference|GOLDEN",
+    help="Compare with the reference backend, or with the predictions stored in a golden file.",
+)
+@json_option
+def command(file: str | None, engine: EngineOptions, against: str | None, as_json: bool) -> None:
+    """Measure the perplexity of the text in FILE, read in windows of --ctx-size tokens (512).
+
+    With --against, also how far the predictions are from others: the Kullback-Leibler divergence,
+    and how often both find the same token most likely. A golden file brings its own text.
+    """
+    golden = existing_file(against) if against and against != "reference" else None
+    if (file is None) == (golden is None):
+        raise InvalidInput("name a text file to read; only a golden file brings its own text")
+    text = existing_file(file).read_text(encoding="utf-8", errors="replace") if file else ""
+    with Report(quiet=as_json) as report:
+        results = evaluate(engine, text, golden, against == "reference", report)
+    if as_json:
+        click.echo(json.dumps(results))
+    else:
+        click.echo("\n".join(describe(results)))
+
+
+def evaluate(
+    engine: EngineOptions, text: str, golden: Path | None, reference: bool, report: Report
+) -> dict[str, Any]:
+    """The figures, as --json prints them."""
+    from flashllm.cli import opening
+    from flashllm.generate import score
+    from flashllm.generate.golden import read_golden
+    from flashllm.generate.tokenizer import Tokenizer
+
+    path = opening.locate(engine.model, engine.offline, report)
+    decoder = load(path, engine, engine.backend, report)
+    try:
+        report.message(f"evaluating {path.name}")
+        found: score.Score | score.Comparison
+        if golden:
+            stored = read_golden(golden, decoder.config.vocab_size)
+            found = score.compare_golden(decoder, stored, report.progress)
+        else:
+            tokens = Tokenizer.from_dir(path).encode(text)
+            size = min(engine.ctx_size or score.DEFAULT_WINDOW, decoder.config.context_length)
+            windows = score.split_windows(len(tokens), size)
+            if reference:
+                found = against_reference(path, engine, decoder, tokens, windows, report)
+            else:
+                found = score.perplexity(decoder, tokens, windows, report.progress)
+    finally:
+        decoder.close()
+    return {"model": path.name, "backend": engine.backend, **dataclasses.asdict(found)}
+
+
+def against_reference(
+    path: Path,
+    engine: EngineOptions,
+    decoder: Decoder,
+    tokens: list[int],
+    windows: list[tuple[int, int]],
+    report: Report,
+) -> Any:
+    """`decoder` compared with the reference backend on the same weights."""
+    from flashllm.generate import score
+
+    reference = load(path, engine, "reference", report)
+    try:
+        report.message("evaluating both (the reference is slow)")
+        return score.compare(decoder, reference, tokens, windows, report.progress)
+    finally:
+        reference.close()
+
+
+def load(path: Path, engine: EngineOptions, backend: str, report: Report) -> Decoder:
+    """The model in `path` for `backend`."""
+    from flashllm.cli import opening
+    from flashllm.model.loader import load_decoder
+
+    report.stage("loading")
+    opening.say_if_compiling(backend, report)
+    return load_decoder(path, threads=engine.threads, backend=backend, on_progress=report.progress)
+
+
+def describe(results: dict[str, Any]) -> list[str]:
+    """The figures for human eyes."""
+    lines = [f"{results['model']} ({results['backend']}), {results['tokens']} predictions"]
+    lines.append(f"perplexity       {results['perplexity']:.4f}")
+    if "mean_kl" in results:
+        if results["reference_perplexity"]:
+            lines[-1] += f", reference {results['reference_perplexity']:.4f}"
+        lines.append(
+            f"KL divergence    {results['mean_kl']:.3g} mean, {results['max_kl']:.3g} most"
+        )
+        lines.append(f"top-1 agreement  {100 * results['top1_agreement']:.2f} %")
+    return lines

@@ -1,0 +1,68 @@
+"""Open the model that the flags name, fetching it first if need be, and say what takes time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from flashllm import machine
+from flashllm.cli.options import EngineOptions
+from flashllm.cli.report import Report
+from flashllm.convert import convert
+from flashllm.hub import manifests
+from flashllm.hub.pull import pull
+from flashllm.kernels import jit
+from flashllm.llm import LLM, Session
+
+
+def open_llm(options: EngineOptions, report: Report) -> LLM:
+    """The model of the flags, in memory. Raises what finding, fetching and loading raise."""
+    path = locate(options.model, options.offline, report)
+    report.stage("loading")
+    say_if_compiling(options.backend, report)
+    return LLM.open(
+        path,
+        mem_budget=memory_limit(options),
+        threads=options.threads,
+        backend=options.backend,
+        n_ctx=options.ctx_size,
+        on_progress=report.progress,
+    )
+
+
+def locate(model: str, offline: bool, report: Report) -> Path:
+    """The folder of `model`, fetched and converted first if it is a known one that is not here."""
+    return pull(
+        model,
+        convert=convert,
+        offline=offline,
+        on_progress=report.progress,
+        on_message=report.message,
+    )
+
+
+def memory_limit(options: EngineOptions) -> int | str:
+    """What --mem says; "auto" is what this process holds already and what is free besides."""
+    return options.mem or machine.memory().usable + machine.rss()
+
+
+def say_if_compiling(backend: str, report: Report) -> None:
+    """The first run ever compiles the kernels, which takes long enough to look like a hang."""
+    if backend == "cpu" and not jit.kernels_are_compiled():
+        report.message("compiling kernels for this machine (once, about 20 s)")
+
+
+def recommended(llm: LLM) -> Mapping[str, float]:
+    """The sampling settings that the model's manifest recommends, if it is a known one."""
+    manifest = manifests.find(llm.name)
+    return manifest.recommended if manifest else {}
+
+
+def open_session(llm: LLM, file: Path | None, system: str | None) -> Session:
+    """A new session, or the one in `file` if it exists; `system` replaces its system prompt."""
+    if file is None or not file.exists():
+        return llm.session(system=system)
+    session = llm.load_session(file)
+    if system is not None:
+        session.system = system
+    return session

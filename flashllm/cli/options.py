@@ -1,0 +1,220 @@
+"""The flags that verbs share, by llama.cpp's names, gathered into objects."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from flashllm.errors import InvalidInput
+from flashllm.hub.manifests import DEFAULT_MODEL
+from flashllm.sizes import parse_size
+
+Command = Callable[..., Any]
+
+
+def check_size(ctx: click.Context, param: click.Parameter, value: str) -> str | None:
+    """A click callback: `value` if it is a size; None for "auto"."""
+    if value == "auto":
+        return None
+    try:
+        parse_size(value)
+    except InvalidInput as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineOptions:
+    """Which model, and with what of this computer."""
+
+    model: str
+    mem: str | None
+    ctx_size: int | None
+    threads: int | None
+    backend: Literal["cpu", "reference"]
+    offline: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose tokens; None leaves a setting to the model's manifest, then to the library."""
+
+    n_predict: int
+    seed: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+
+    def given(self) -> dict[str, float]:
+        """The settings that were given, by the names that manifests and the library use."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+_MODEL = click.option(
+    "-m",
+    "--model",
+    default=DEFAULT_MODEL,
+    metavar="MODEL",
+    help=f"A model's name in the store, or the folder of one. [default: {DEFAULT_MODEL}]",
+)
+_MEM = click.option(
+    "--mem",
+    callback=check_size,
+    default="auto",
+    metavar="SIZE|auto",
+    help="Memory that the whole process may use, such as 6GB, 512MiB or 1.5x (of the model); "
+    "refuses to start if the model needs more. [default: auto, what is free]",
+)
+_THREADS = click.option(
+    "-t",
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=None,
+    help="Compute threads. [default: one for each physical core]",
+)
+_OFFLINE = click.option(
+    "--offline",
+    is_flag=True,
+    help="Never use the network: only models already on this computer.",
+)
+
+_ENGINE = (
+    _MODEL,
+    _MEM,
+    click.option(
+        "-c",
+        "--ctx-size",
+        type=click.IntRange(1, 1 << 24),
+        default=None,
+        metavar="N",
+        help="Tokens that a conversation may hold. [default: 4096, or fewer if the model was made "
+        "for fewer]",
+    ),
+    _THREADS,
+    click.option(
+        "--backend",
+        type=click.Choice(["cpu", "reference"]),
+        default="cpu",
+        help="cpu: the fast kernels; reference: plain numpy in float32, slow. [default: cpu]",
+    ),
+    _OFFLINE,
+)
+
+_SAMPLING = (
+    click.option(
+        "-n",
+        "--n-predict",
+        type=click.IntRange(-1),
+        default=-1,
+        metavar="N",
+        help="Most tokens to generate; -1 for as many as the context holds. [default: -1]",
+    ),
+    click.option(
+        "-s",
+        "--seed",
+        type=click.IntRange(-1, (1 << 63) - 1),
+        default=-1,
+        metavar="N",
+        help="Seed of the random choices; -1 for a new one each time. [default: -1]",
+    ),
+    click.option(
+        "--temp",
+        "temperature",
+        type=click.FloatRange(0),
+        help="Temperature; 0 always takes the likeliest token.",
+    ),
+    click.option("--top-k", type=click.IntRange(0), help="Keep the k likeliest tokens; 0 for all."),
+    click.option(
+        "--top-p", type=click.FloatRange(0, 1), help="Keep the likeliest tokens that make up p."
+    ),
+    click.option(
+        "--min-p",
+        type=click.FloatRange(0, 1),
+        help="Keep tokens at least p times as likely as the likeliest.",
+    ),
+    click.option(
+        "--repeat-penalty",
+        type=click.FloatRange(0, min_open=True),
+        help="Divide the logits of recent tokens by this; 1 is off.",
+    ),
+)
+
+model_option = _MODEL
+offline_option = _OFFLINE
+stats_option = click.option(
+    "--stats", is_flag=True, help="Print what the reply cost, on standard error."
+)
+session_option = click.option(
+    "--session",
+    "session_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Go on with the conversation in FILE, if it exists, and save it there at the end.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+model_argument = click.argument("model", metavar="MODEL")
+
+
+def engine_options(command: Command) -> Command:
+    """Add the flags that open a model; the command receives them as `engine`."""
+    return _gather(command, _ENGINE, "engine", EngineOptions)
+
+
+def sampling_options(command: Command) -> Command:
+    """Add the flags that choose tokens; the command receives them as `sampling`."""
+
+    def make(*, seed: int, **others: Any) -> SamplingOptions:
+        return SamplingOptions(seed=None if seed == -1 else seed, **others)
+
+    names = [field.name for field in dataclasses.fields(SamplingOptions)]
+    return _gather(command, _SAMPLING, "sampling", make, names)
+
+
+def system_prompt_option(command: Command) -> Command:
+    """Add --system-prompt; the command receives it as `system`."""
+    return click.option(
+        "-sys",
+        "--system-prompt",
+        "system",
+        default=None,
+        metavar="TEXT",
+        help="What the model is told to be. [default: the model's own]",
+    )(command)
+
+
+def _gather(
+    command: Command,
+    options: tuple[Callable[[Command], Command], ...],
+    argument: str,
+    make: Callable[..., Any],
+    names: list[str] | None = None,
+) -> Command:
+    """Add click `options` to `command`, which gets them as one object made by `make`."""
+    fields = names or [field.name for field in dataclasses.fields(EngineOptions)]
+
+    @functools.wraps(command)
+    def gathered(**values: Any) -> Any:
+        values[argument] = make(**{name: values.pop(name) for name in fields})
+        return command(**values)
+
+    result: Command = gathered
+    for option in reversed(options):
+        result = option(result)
+    return result
+
+
+def existing_file(value: str) -> Path:
+    """The path of a file that exists. Raises InvalidInput."""
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise InvalidInput(f"there is no file {path}")
+    return path

@@ -1,0 +1,96 @@
+"""What is going on, told on standard error: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_BAR_AFTER_S = 0.3  # what is done sooner needs no bar
+_LINE_EVERY_S = 10.0
+
+
+class Report:
+    """Tells what is going on. Use it in a `with`, so that an unfinished bar is cleared.
+
+    message(text) starts a stage; progress(done, total) then counts it, in any unit.
+    """
+
+    def __init__(self, quiet: bool = False, terminal: bool | None = None):
+        self.quiet = quiet
+        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._stage = ""
+        self._next = 0.0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+    def message(self, text: str) -> None:
+        """Say what happens next; its first word names the stage."""
+        self.stage(text.split()[0])
+        if not self.quiet:
+            click.secho(f"{text} ...", err=True, dim=self.terminal)
+
+    def stage(self, name: str) -> None:
+        """Begin a stage without a word: it shows only if it takes a while."""
+        self.clear()
+        self._stage = name
+        self._next = time.monotonic() + (_BAR_AFTER_S if self.terminal else _LINE_EVERY_S)
+
+    def progress(self, done: int, total: int) -> None:
+        """How far the stage is, as done of total."""
+        if self.quiet or total <= 0:
+            return
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif time.monotonic() < self._next:
+            return
+        elif self.terminal:
+            self._bar = _new_bar()
+            self._task = self._bar.add_task(self._stage, completed=done, total=total)
+            self._bar.start()
+        else:
+            self._next = time.monotonic() + _LINE_EVERY_S
+            click.echo(f"{self._stage}: {100 * done // total} %", err=True)
+
+    def clear(self) -> None:
+        """Take the bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+
+def _new_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
