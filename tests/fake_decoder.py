@@ -1,0 +1,135 @@
+"""A model without weights: its logits follow from a hash of all tokens before, so any slip shows."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import tiny
+import tokenizers
+import xxhash
+
+from flashllm.errors import CorruptModel
+from flashllm.generate.prompt import PromptEncoder
+from flashllm.generate.session import ChatModel
+from flashllm.generate.template import CHATML, ChatTemplate
+from flashllm.generate.tokenizer import Tokenizer, files_from_gguf
+from flashllm.model.config import ModelConfig
+
+VOCAB = 320
+LAYERS = 3
+
+
+class FakeSequence:
+    """A KV cache that holds the tokens themselves."""
+
+    def __init__(self, n_ctx: int) -> None:
+        self.n_ctx = n_ctx
+        self.tokens: list[int] = []
+        self.closed = False
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.n_ctx
+
+    def truncate(self, length: int) -> None:
+        assert 0 <= length <= self.length
+        del self.tokens[length:]
+
+    def export(self) -> dict[str, np.ndarray]:
+        return {"keys": np.array(self.tokens, dtype=np.float16)}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        keys = state.get("keys")
+        if set(state) != {"keys"} or keys is None or keys.ndim != 1 or keys.dtype != np.float16:
+            raise CorruptModel("the session's cache has the wrong shape")
+        self.tokens = [int(value) for value in keys]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeDecoder:
+    """Deterministic logits. before_layer(count) is called before each layer, for tests to hook."""
+
+    def __init__(self, context: int = 512, chunk: int = 8, ends: float = 0.02) -> None:
+        self.config = ModelConfig(
+            family="llama", hidden_size=64, ffn_size=96, n_layers=LAYERS, n_heads=4, n_kv_heads=2,
+            head_dim=16, vocab_size=VOCAB, context_length=context, rope_theta=1e4,
+            rope_style="interleaved", norm_eps=1e-5, tied_head=True,
+        )  # fmt: skip
+        self.resident_bytes = 1000
+        self.chunk = chunk
+        self.ends = ends
+        self.closed = False
+        self.layers_run = 0
+        self.sequences: list[FakeSequence] = []
+        self.poison: float | None = None
+        self.before_layer: Callable[[int], None] = lambda count: None
+
+    def new_sequence(self, n_ctx: int) -> FakeSequence:
+        self.sequences.append(FakeSequence(n_ctx))
+        return self.sequences[-1]
+
+    def step(
+        self,
+        sequence: FakeSequence,
+        tokens: Any,
+        *,
+        logits: Literal["last", "all", "none"],
+        on_layer: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        assert not self.closed and not sequence.closed
+        ids = [int(token) for token in tokens]
+        assert ids and sequence.length + len(ids) <= sequence.n_ctx
+        rows, done, total = [], 0, len(ids) * LAYERS
+        for start in range(0, len(ids), self.chunk):
+            piece = ids[start : start + self.chunk]
+            for _ in range(LAYERS):
+                self.before_layer(self.layers_run)
+                self.layers_run += 1
+                done += len(piece)
+                if on_layer is not None:
+                    on_layer(done, total)
+            for token in piece:
+                sequence.tokens.append(token)
+                rows.append(sequence.tokens[:])
+        wanted = {"last": rows[-1:], "all": rows, "none": []}[logits]
+        return np.stack([self.logits(history) for history in wanted])
+
+    def logits(self, history: list[int]) -> np.ndarray:
+        """Logits after `history`: noise over ordinary text, and now and then the end."""
+        seed = xxhash.xxh3_64_intdigest(np.array(history, dtype=np.int32).tobytes())
+        rng = np.random.Generator(np.random.PCG64(seed))
+        out = rng.standard_normal(VOCAB).astype(np.float32)
+        out[259:] += np.float32(1.0)
+        out[[0, 1]] = -20.0
+        out[2] = 20.0 if rng.random() < self.ends else -20.0
+        if self.poison is not None:
+            out[7] = self.poison
+        return out
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """The tokeniser of tests/tiny.py's models."""
+    files = files_from_gguf(tiny.tokenizer_metadata(VOCAB))
+    built = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+    return Tokenizer(built, json.loads(files["tokenizer_config.json"]))
+
+
+def chat_model(decoder: FakeDecoder | None = None, template: str | None = CHATML) -> ChatModel:
+    """A fake model that can chat."""
+    words = tokenizer()
+    prompts = PromptEncoder(ChatTemplate(template), words) if template else None
+    return ChatModel(decoder or FakeDecoder(), words, prompts, identity="fake")
