@@ -1,0 +1,42 @@
+"""Arithmetic. `load` is the only place where a backend is chosen."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol
+
+import numpy as np
+
+from flashllm.errors import InvalidInput
+from flashllm.kernels.program import Program
+
+BACKENDS = ("cpu", "reference")
+
+
+class Backend(Protocol):
+    """What a model needs of the machine that computes it."""
+
+    name: str
+    threads: int
+    kv_dtype: np.dtype[np.floating]
+
+    def program(self, capacity: int) -> Program:
+        """An empty program whose buffers hold up to `capacity` rows."""
+
+    def close(self) -> None:
+        """Stop its threads; programs of it can no longer run."""
+
+
+def load(name: str, threads: int = 1) -> Backend:
+    """The backend "cpu" (Numba kernels on a team of threads) or "reference" (numpy, float32).
+
+    Raises InvalidInput for an unknown name or a thread count below 1.
+    """
+    if name not in BACKENDS:
+        raise InvalidInput(f"backend {name!r} does not exist; choose one of {', '.join(BACKENDS)}")
+    if threads < 1:
+        raise InvalidInput(f"{threads} threads: at least 1 is needed")
+    # Imported on choice: the CPU backend brings Numba, which takes 0.3 s and the reference none.
+    module = importlib.import_module(f"flashllm.kernels.{name}_backend")
+    backend: Backend = module.open_backend(threads)
+    return backend

@@ -1,0 +1,113 @@
+"""Elementwise kernels: the exponential, activation functions, and quantising to int8."""
+
+from __future__ import annotations
+
+from numba import float32, int32
+
+from flashllm.kernels import jit
+from flashllm.kernels.cpu.work import share, unpack
+from flashllm.kernels.simd import (
+    absolute,
+    add,
+    add_i32,
+    div,
+    fma,
+    load_f32,
+    max_lanes,
+    maximum,
+    minimum,
+    mul,
+    power_of_two,
+    splat,
+    splat_i32,
+    store_f32,
+    store_float,
+    store_i8,
+    store_i32,
+    sub,
+    sum_lanes_i32,
+    to_int,
+    zero,
+)
+
+SILU, GELU, RELU = 0, 1, 2
+FUNCTIONS = {"silu": SILU, "gelu": GELU, "relu": RELU}
+
+TINY = float32(1e-30)
+"""A group of activations below this is rounded to zero: 127 / it could overflow."""
+
+_ROUND = float32(12582912.0)
+"""1.5 * 2^23: adding and subtracting it rounds a float of magnitude < 2^22 to the nearest even
+integer with the two operations every CPU has."""
+
+
+@jit.inline
+def round_nearest(x):
+    """The nearest even integer, for |x| < 2^22."""
+    return sub(add(x, splat(_ROUND)), splat(_ROUND))
+
+
+@jit.inline
+def exp(x):
+    """e^x to about 1 ulp; below -87 it is 0, above 88 it is e^88.
+
+    Cody and Waite's reduction x = n ln 2 + r, |r| <= ln 2 / 2, then a Taylor polynomial of degree
+    7 in r, whose remainder there is below 6e-9.
+    """
+    x = minimum(maximum(x, splat(float32(-87.0))), splat(float32(88.0)))
+    n = round_nearest(mul(x, splat(float32(1.4426950408889634))))
+    r = fma(n, splat(float32(-0.693145751953125)), x)
+    r = fma(n, splat(float32(-1.428606765330187e-06)), r)
+    p = splat(float32(1.0 / 5040.0))
+    p = fma(p, r, splat(float32(1.0 / 720.0)))
+    p = fma(p, r, splat(float32(1.0 / 120.0)))
+    p = fma(p, r, splat(float32(1.0 / 24.0)))
+    p = fma(p, r, splat(float32(1.0 / 6.0)))
+    p = fma(p, r, splat(float32(0.5)))
+    p = fma(p, r, splat(float32(1.0)))
+    p = fma(p, r, splat(float32(1.0)))
+    return mul(p, power_of_two(to_int(n)))
+
+
+@jit.inline
+def _sigmoid(x):
+    one = splat(float32(1.0))
+    return div(one, add(one, exp(sub(zero(), x))))
+
+
+@jit.inline
+def activate(x, function):
+    """silu, gelu (the tanh form) or relu of 16 floats.
+
+    gelu: 0.5 x (1 + tanh(z)) = x sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3).
+    """
+    if function == RELU:
+        return maximum(x, zero())
+    if function == GELU:
+        cube = mul(mul(x, x), x)
+        z2 = mul(fma(cube, splat(float32(0.044715)), x), splat(float32(1.5957691216057308)))
+        return mul(x, _sigmoid(z2))
+    return mul(x, _sigmoid(x))
+
+
+@jit.inline
+def quantize_block(x, codes, scale, total):
+    """32 floats to int8 codes, one scale (largest magnitude / 127) and the sum of the codes."""
+    low, high = load_f32(x), load_f32(x + 64)
+    largest = max_lanes(maximum(absolute(low), absolute(high)))
+    store_float(scale, float32(largest / float32(127.0)))
+    inverse = splat(float32(float32(127.0) / largest if largest > TINY else 0.0))
+    low = to_int(round_nearest(mul(low, inverse)))
+    high = to_int(round_nearest(mul(high, inverse)))
+    store_i8(codes, low)
+    store_i8(codes + 16, high)
+    store_i32(total, sum_lanes_i32(add_i32(low, high)))
+
+
+@jit.op
+def quantize(args, rows, thread, threads):
+    """Activations' int8 form from its floats: the groups of all tokens are shared out."""
+    values, codes, scales, sums, groups = unpack(args, 5)
+    first, last = share(rows * groups, thread, threads)
+    for g in range(first, last):
+        quantize_block(values + 128 * g, codes + 32 * g, scales + 4 * g, sums + 4 * g)

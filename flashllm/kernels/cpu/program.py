@@ -1,0 +1,166 @@
+"""The CPU's program: steps become arrays of native addresses that a team of threads walks."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm.kernels.cpu import activation, attention, bundle, dense, elementwise
+from flashllm.kernels.jit import Op
+from flashllm.kernels.program import Program
+from flashllm.kernels.team import Team
+from flashllm.kernels.weights import (
+    QUANTIZED,
+    TILE_ROWS,
+    Activations,
+    Floats,
+    KVRows,
+    RowFFN,
+    TileFFN,
+    TileMatrix,
+    padded,
+)
+
+Encoded = tuple[Op, list[int]]
+Integers = NDArray[np.int64]
+
+
+class CPUProgram(Program):
+    """Native instructions and the buffers they point to, which it keeps alive."""
+
+    def __init__(self, capacity: int, team: Team):
+        super().__init__(capacity)
+        self._team = team
+        self._steps: list[tuple[Op, Integers, bool]] = []
+        self._kept: list[Any] = []
+        self._instructions: Integers | None = None
+
+    def run(self, rows: int) -> None:
+        """Execute the steps on rows 0 .. rows-1; the first run compiles what it needs."""
+        self.check_rows(rows)
+        if self._instructions is None:
+            self._instructions = np.array(
+                [
+                    (op.address, not parallel, args.ctypes.data)
+                    for op, args, parallel in self._steps
+                ],
+                np.int64,
+            ).reshape(-1)
+        self._team.run(self._instructions.ctypes.data, len(self._steps), rows)
+
+    def _emit(self, name: str, *args: Any, parallel: bool = False) -> None:
+        encode: Callable[..., Encoded] = getattr(self, f"_encode_{name}")
+        op, words = encode(*args)
+        self._steps.append((op, np.array(words, np.int64), parallel))
+        self._kept.append(args)
+        self._instructions = None
+
+    def _scratch(self, shape: tuple[int, int]) -> Floats:
+        array = np.zeros(shape, np.float32)
+        self._kept.append(array)
+        return array
+
+    # ------------------------------------------------------------ one encoder per step
+
+    def _encode_embed(self, tokens: Integers, weight: TileMatrix, out: Floats) -> Encoded:
+        words = [_at(tokens), _at(weight.table), weight.panels_per_unit, weight.blocks]
+        return _pick(elementwise, "embed", weight.dtype), [*words, weight.cols, *_rows(out)]
+
+    def _encode_rms_norm(self, x: Floats, weight: Floats, eps: float, out: Floats) -> Encoded:
+        full = self._scratch((1, padded(len(weight))))
+        full[0, : len(weight)] = weight
+        # The sum runs over whole pairs of vectors; the mean is over the true width.
+        words = [*_rows(x), _at(full), len(weight), full.shape[1], _bits(eps), *_rows(out)]
+        return elementwise.rms_norm, words
+
+    def _encode_quantize(self, x: Activations) -> Encoded:
+        values, codes, scales, sums, stride = _activations(x)
+        return activation.quantize, [values, codes, scales, sums, stride // 32]
+
+    def _encode_matmul(
+        self, x: Activations, weight: TileMatrix, accumulate: bool, out: Floats
+    ) -> Encoded:
+        words = [_at(weight.table), weight.panels, weight.panels_per_unit, weight.blocks]
+        return (
+            _pick(dense, "matmul", weight.dtype),
+            [*_activations(x), *words, *_rows(out), int(accumulate)],
+        )
+
+    def _encode_rope(
+        self, x: Floats, heads: int, positions: Integers, cos: Floats, sin: Floats, style: str
+    ) -> Encoded:
+        half = cos.shape[1]
+        step, apart = (2, 1) if style == "interleaved" else (1, half)
+        words = [*_rows(x), heads, half, _at(positions), _at(cos), _at(sin), step, apart]
+        return elementwise.rope, words
+
+    def _encode_write_kv(
+        self, keys: Floats, values: Floats, layer: int, positions: Integers, kv: KVRows
+    ) -> Encoded:
+        words = [*_rows(keys), *_rows(values), kv.kv_heads, kv.head_dim, layer]
+        return attention.write_kv, [*words, _at(positions), _at(kv.table)]
+
+    def _encode_attend(
+        self,
+        queries: Floats,
+        heads: int,
+        scale: float,
+        layer: int,
+        positions: Integers,
+        kv: KVRows,
+        out: Floats,
+    ) -> Encoded:
+        scratch = self._scratch((self._team.threads, 16))
+        words = [*_rows(queries), heads, _bits(scale), layer, _at(positions), _at(kv.table)]
+        return attention.attend, [*words, *_rows(out), kv.kv_heads, kv.head_dim, _at(scratch)]
+
+    def _encode_ffn_hidden(
+        self, x: Activations, ffn: TileFFN, function: str, out: Activations
+    ) -> Encoded:
+        words = [_at(ffn.table), len(ffn.table), ffn.blocks_per_unit, -(-ffn.width // 32)]
+        words += [activation.FUNCTIONS[function], int(ffn.down_dtype in QUANTIZED)]
+        return _pick(dense, "ffn_hidden", ffn.dtype), [*_activations(x), *_activations(out), *words]
+
+    def _encode_ffn_down(self, h: Activations, ffn: TileFFN, out: Floats) -> Encoded:
+        partial = self._scratch((self.capacity, out.shape[1]))
+        words = [_at(ffn.table), len(ffn.table), ffn.blocks_per_unit, 2 * ffn.gate_bytes]
+        words += [-(-ffn.width // TILE_ROWS), _at(partial), *_rows(out)]
+        return _pick(dense, "ffn_down", ffn.down_dtype), [*_activations(h), *words]
+
+    def _encode_row_hidden(
+        self, x: Activations, ffn: RowFFN, function: str, out: Activations
+    ) -> Encoded:
+        words = [_at(ffn.table), len(ffn.table), ffn.part_bytes, padded(ffn.width)]
+        return (
+            _pick(bundle, "row_hidden", ffn.dtype),
+            [*_activations(x), *words, *_rows(out.values), activation.FUNCTIONS[function]],
+        )
+
+    def _encode_row_down(self, h: Activations, ffn: RowFFN, out: Floats) -> Encoded:
+        words = [*_rows(h.values), _at(ffn.table), len(ffn.table), ffn.part_bytes]
+        return _pick(bundle, "row_down", ffn.dtype), [*words, padded(ffn.width), *_rows(out)]
+
+
+def _pick(module: Any, kernel: str, dtype: str) -> Op:
+    op: Op = getattr(module, f"{kernel}_{dtype}")
+    return op
+
+
+def _at(array: NDArray[Any]) -> int:
+    return int(array.ctypes.data)
+
+
+def _rows(array: Floats) -> list[int]:
+    return [_at(array), array.shape[1]]
+
+
+def _activations(x: Activations) -> list[int]:
+    return [_at(x.values), _at(x.codes), _at(x.scales), _at(x.sums), x.stride]
+
+
+def _bits(value: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", value))[0])

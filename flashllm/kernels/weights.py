@@ -1,0 +1,169 @@
+"""What kernels are given: weights by the addresses of their units, activations, keys and values.
+
+A handle says how the bytes are laid out (docs/format.md); its table says where each unit is now.
+Whoever fills a table owns the memory, and may change an address between two runs of a program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm.errors import InvalidInput
+
+TILE_ROWS, TILE_COLS = 16, 32
+TILE_BYTES = {"f32": 2048, "f16": 1024, "bf16": 1024, "q8": 544, "q4": 288, "q4m": 320}
+QUANTIZED = frozenset({"q8", "q4", "q4m"})
+"""Weight dtypes whose kernels take int8 activations."""
+
+Floats = NDArray[np.float32]
+Addresses = NDArray[np.int64]
+
+
+def padded(width: int) -> int:
+    """Elements from one row of activations to the next: kernels read 64 columns at a time."""
+    return -(-width // 64) * 64
+
+
+def row_part_bytes(dtype: str, width: int) -> int:
+    """Bytes of a gate row, up row or down column of codec `row`."""
+    columns = padded(width)
+    per_column = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8": 1 + 2 / 32, "q4": 0.5 + 2 / 32}
+    return int(columns * {**per_column, "q4m": 0.5 + 4 / 32}[dtype])
+
+
+def _check(dtype: str, table: Addresses, units: int, what: str) -> None:
+    if dtype not in TILE_BYTES:
+        raise InvalidInput(f"{what}: no kernels for dtype {dtype!r}; there are {sorted(TILE_BYTES)}")
+    if table.dtype != np.int64 or table.shape != (units,) or not table.flags.c_contiguous:
+        raise InvalidInput(f"{what}: its table must be {units} contiguous int64 addresses")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TileMatrix:
+    """W [rows, cols] in tiles; table holds the address of every unit of panels_per_unit panels."""
+
+    dtype: str
+    rows: int
+    cols: int
+    panels_per_unit: int
+    table: Addresses
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.cols, self.panels_per_unit) < 1:
+            raise InvalidInput(f"a {self.rows} x {self.cols} matrix has no panels")
+        _check(self.dtype, self.table, -(-self.panels // self.panels_per_unit), "matrix")
+
+    @property
+    def panels(self) -> int:
+        """Groups of 16 rows."""
+        return -(-self.rows // TILE_ROWS)
+
+    @property
+    def blocks(self) -> int:
+        """Groups of 32 columns."""
+        return -(-self.cols // TILE_COLS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TileFFN:
+    """A gated feed-forward in units of blocks_per_unit blocks of 32 neurons."""
+
+    dtype: str
+    down_dtype: str
+    width: int
+    neurons: int
+    blocks_per_unit: int
+    table: Addresses
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.neurons, self.blocks_per_unit) < 1:
+            raise InvalidInput(f"a feed-forward of {self.width} x {self.neurons} has no units")
+        units = -(-self.neurons // (TILE_COLS * self.blocks_per_unit))
+        _check(self.dtype, self.table, units, "feed-forward")
+        _check(self.down_dtype, self.table, units, "feed-forward")
+
+    @property
+    def padded_neurons(self) -> int:
+        """Neurons with the zero ones that fill the last unit."""
+        return len(self.table) * self.blocks_per_unit * TILE_COLS
+
+    @property
+    def gate_bytes(self) -> int:
+        """Bytes of gate or up in one unit."""
+        blocks = -(-self.width // TILE_COLS)
+        return 2 * self.blocks_per_unit * blocks * TILE_BYTES[self.dtype]
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of one unit."""
+        panels = -(-self.width // TILE_ROWS)
+        down = panels * self.blocks_per_unit * TILE_BYTES[self.down_dtype]
+        return 2 * self.gate_bytes + down
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowFFN:
+    """The neurons of a gated feed-forward that are computed: table holds each one's address.
+
+    Their order is the order in which they are summed: ascending ids give the dense result.
+    """
+
+    dtype: str
+    width: int
+    table: Addresses
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise InvalidInput(f"a feed-forward of width {self.width} has no columns")
+        _check(self.dtype, self.table, len(self.table), "feed-forward rows")
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of a gate row, an up row or a down column."""
+        return row_part_bytes(self.dtype, self.width)
+
+
+class Activations:
+    """Up to `capacity` rows of `width` floats with their int8 form: groups of 32, one scale each.
+
+    values float32, codes int8 [capacity, stride]; scales float32, sums int32 [capacity, stride/32].
+    Columns past the width stay zero.
+    """
+
+    def __init__(self, capacity: int, width: int):
+        stride = padded(width)
+        self.width = width
+        self.values: Floats = np.zeros((capacity, stride), np.float32)
+        self.codes = np.zeros((capacity, stride), np.int8)
+        self.scales: Floats = np.zeros((capacity, stride // 32), np.float32)
+        self.sums = np.zeros((capacity, stride // 32), np.int32)
+
+    @property
+    def capacity(self) -> int:
+        """Rows there is room for."""
+        return len(self.values)
+
+    @property
+    def stride(self) -> int:
+        """Elements from row to row."""
+        return self.values.shape[1]
+
+
+class KVRows:
+    """Where the keys and values of each row's sequence are.
+
+    table int64 [capacity, 3]: address of the sequence's keys, of its values, and the bytes of one
+    head of one layer in either. Keys lie [layer][head][position / 16][dim][16], so that a lane is a
+    position; values [layer][head][position][dim].
+    """
+
+    def __init__(self, capacity: int, kv_heads: int, head_dim: int, dtype: np.dtype[np.floating]):
+        if head_dim % 16:
+            raise InvalidInput(f"heads of {head_dim} elements: kernels need a multiple of 16")
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+        self.dtype = dtype
+        self.table = np.zeros((capacity, 3), np.int64)

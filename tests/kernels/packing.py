@@ -1,0 +1,130 @@
+"""Random weights packed for kernels by plain loops, written from docs/format.md alone."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from flashllm.kernels.weights import RowFFN, TileFFN, TileMatrix
+
+STORED = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+DTYPES = ("f32", "f16", "bf16", "q8", "q4", "q4m")
+SLACK = 64
+
+
+class Quantized:
+    """Random codes with full range, scales and minimums: groups of 32 along the columns."""
+
+    def __init__(self, rng, rows, cols, dtype, spread=1.0):
+        self.dtype, self.rows, self.cols = dtype, rows, cols
+        if dtype in STORED:
+            self.values = (rng.standard_normal((rows, cols)) * spread).astype(STORED[dtype])
+            return
+        top = 256 if dtype == "q8" else 16
+        self.codes = rng.integers(0, top, (rows, cols), np.uint8)
+        groups = -(-cols // 32)
+        self.scales = (rng.uniform(0.2, 1, (rows, groups)) * spread / top).astype(np.float16)
+        self.minimums = (rng.standard_normal((rows, groups)) * spread).astype(np.float16)
+
+    def dense(self):
+        """The weights as float32 [rows, cols]."""
+        if self.dtype in STORED:
+            return self.values.astype(np.float32)
+        scale, minimum = (
+            np.repeat(part.astype(np.float32), 32, axis=1)[:, : self.cols]
+            for part in (self.scales, self.minimums)
+        )
+        codes = self.codes.astype(np.float32)
+        if self.dtype == "q4m":
+            return codes * scale + minimum
+        return (codes - (128 if self.dtype == "q8" else 8)) * scale
+
+
+def tile(w, row0, col0):
+    """The bytes of one 16 x 32 tile; outside the matrix weights are zero."""
+    if w.dtype in STORED:
+        block = np.zeros((32, 16), STORED[w.dtype])
+        part = w.values[row0 : row0 + 16, col0 : col0 + 32].T
+        block[: part.shape[0], : part.shape[1]] = part
+        return block.tobytes()
+    codes = np.full((16, 32), {"q8": 128, "q4": 8, "q4m": 0}[w.dtype], np.uint8)
+    part = w.codes[row0 : row0 + 16, col0 : col0 + 32]
+    codes[: part.shape[0], : part.shape[1]] = part
+    scales, minimums = np.zeros(16, np.float16), np.zeros(16, np.float16)
+    present = w.scales[row0 : row0 + 16]
+    if col0 // 32 < present.shape[1]:
+        scales[: len(present)] = present[:, col0 // 32]
+        minimums[: len(present)] = w.minimums[row0 : row0 + 16, col0 // 32]
+    data = bytearray()
+    if w.dtype == "q8":
+        for j in range(8):
+            data += codes[:, 4 * j : 4 * j + 4].tobytes()
+    else:
+        for j in range(4):
+            low, high = codes[:, 4 * j : 4 * j + 4], codes[:, 16 + 4 * j : 20 + 4 * j]
+            data += (low | (high << 4)).tobytes()
+    data += scales.tobytes()
+    return bytes(data + (minimums.tobytes() if w.dtype == "q4m" else b""))
+
+
+def panel(w, row0):
+    """The tiles of 16 rows."""
+    return b"".join(tile(w, row0, c) for c in range(0, w.cols, 32))
+
+
+def place(units):
+    """Units in memory, and the table of their addresses."""
+    owners = [np.frombuffer(bytes(u) + bytes(SLACK), np.uint8) for u in units]
+    return owners, np.array([o.ctypes.data for o in owners], np.int64)
+
+
+def tile_matrix(w, per_unit):
+    """(TileMatrix, owners of its memory)."""
+    panels = [panel(w, r) for r in range(0, w.rows, 16)]
+    units = [b"".join(panels[i : i + per_unit]) for i in range(0, len(panels), per_unit)]
+    owners, table = place(units)
+    return TileMatrix(w.dtype, w.rows, w.cols, per_unit, table), owners
+
+
+def tile_ffn(gate, up, down, per_unit):
+    """(TileFFN, owners): gate, up [neurons, width]; down [width, neurons]."""
+    units = []
+    for first in range(0, gate.rows, 32 * per_unit):
+        unit = b""
+        for block in range(first, first + 32 * per_unit, 32):
+            for matrix in (gate, up):
+                unit += panel(matrix, block) + panel(matrix, block + 16)
+        for row in range(0, down.rows, 16):
+            for block in range(first, first + 32 * per_unit, 32):
+                unit += tile(down, row, block)
+        units.append(unit)
+    owners, table = place(units)
+    return TileFFN(gate.dtype, down.dtype, gate.cols, gate.rows, per_unit, table), owners
+
+
+def row_part(w, n):
+    """One neuron's row of codec `row`; columns are padded to 64."""
+    width = -(-w.cols // 64) * 64
+    if w.dtype in STORED:
+        row = np.zeros(width, STORED[w.dtype])
+        row[: w.cols] = w.values[n]
+        return row.tobytes()
+    codes = np.full(width, {"q8": 128, "q4": 8, "q4m": 0}[w.dtype], np.uint8)
+    codes[: w.cols] = w.codes[n]
+    scales, minimums = np.zeros(width // 32, np.float16), np.zeros(width // 32, np.float16)
+    scales[: w.scales.shape[1]] = w.scales[n]
+    minimums[: w.scales.shape[1]] = w.minimums[n]
+    if w.dtype == "q8":
+        data = codes.tobytes()
+    else:
+        halves = codes.reshape(-1, 2, 32)
+        data = (halves[:, 0] | (halves[:, 1] << 4)).tobytes()
+    data += scales.tobytes()
+    return data + (minimums.tobytes() if w.dtype == "q4m" else b"")
+
+
+def row_ffn(gate, up, down_t, neurons):
+    """(RowFFN of the given neuron ids, owners): all three matrices [neurons, width]."""
+    units = [row_part(gate, n) + row_part(up, n) + row_part(down_t, n) for n in neurons]
+    owners, table = place(units)
+    return RowFFN(gate.dtype, gate.cols, table), owners
