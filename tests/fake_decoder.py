@@ -1,4 +1,4 @@
-"""A model without weights: its logits follow from a hash of all tokens before, so any slip shows."""
+"""A model without weights: its logits follow from a hash of the tokens so far, so a slip shows."""
 
 from __future__ import annotations
 

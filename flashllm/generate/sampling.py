@@ -86,13 +86,13 @@ def _check(name: str, value: object, low: float, high: float) -> None:
 
 
 def _stops(stop: object) -> tuple[str, ...]:
-    texts = (stop,) if isinstance(stop, str) else tuple(stop)  # type: ignore[arg-type]
-    if len(texts) > _MAX_STOPS:
-        raise InvalidInput(f"{len(texts)} stop texts; at most {_MAX_STOPS} are allowed")
+    texts = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(texts, (tuple, list)) or len(texts) > _MAX_STOPS:
+        raise InvalidInput(f"stop takes a text, or a list of at most {_MAX_STOPS} of them")
     for text in texts:
         if not isinstance(text, str) or not 0 < len(text) <= _MAX_STOP_LENGTH:
-            raise InvalidInput(f"stop is {text!r}, expected 1 to {_MAX_STOP_LENGTH} characters")
-    return texts
+            raise InvalidInput(f"a stop text has 1 to {_MAX_STOP_LENGTH} characters")
+    return tuple(texts)
 
 
 class Sampler:

@@ -126,9 +126,7 @@ def test_a_vocabulary_that_merges_its_way_to_a_control_token_cannot_inject_it(
 def test_user_defined_tokens_are_whole_and_visible(tmp_path: Path) -> None:
     tokens = [*METADATA["tokenizer.ggml.tokens"], "<think>"]
     types = [*METADATA["tokenizer.ggml.token_type"], 4]
-    write_files(
-        tmp_path, **{"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
-    )
+    write_files(tmp_path, **{"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types})
     tokenizer = Tokenizer.from_dir(tmp_path)
     ids = tokenizer.encode("so <think> well")
     assert len(tokens) - 1 in ids
@@ -144,9 +142,7 @@ def test_replies_end_at_eos_and_at_named_control_tokens() -> None:
 
 def test_bos_is_added_only_where_the_model_wants_it(tmp_path: Path) -> None:
     assert fake_decoder.tokenizer().encode("a", add_bos=True)[0] != 1
-    tokenizer = Tokenizer.from_dir(
-        write_files(tmp_path, **{"tokenizer.ggml.add_bos_token": True})
-    )
+    tokenizer = Tokenizer.from_dir(write_files(tmp_path, **{"tokenizer.ggml.add_bos_token": True}))
     assert tokenizer.encode("a", add_bos=True)[0] == 1
     assert tokenizer.encode("a")[0] != 1
 
