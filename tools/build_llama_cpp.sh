@@ -33,6 +33,14 @@ fi
 
 source=$dir/src/vendor/llama.cpp
 build=$dir/build
+
+# GCC 12.2's _tile_loadconfig tells the compiler of 8 of the 64 bytes it reads, so the others are
+# never stored and AMX (which llama.cpp uses for repacked weights) dies of a bad configuration.
+# This says that all are read; it changes nothing for other compilers.
+amx=$source/ggml/src/ggml-cpu/amx/mmq.cpp
+barrier='__asm__ volatile("" : : "r"(\&tc) : "memory");'
+grep -q 'asm__ volatile("" : : "r"(&tc)' "$amx" ||
+  sed -i "s/^    _tile_loadconfig(&tc);/    $barrier\n&/" "$amx"
 PATH=$dir/env/bin:$PATH
 targets=(llama-bench llama-perplexity llama-tokenize)
 cmake -G Ninja -S "$source" -B "$build" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
@@ -54,6 +62,6 @@ done
 # GGML uses AMX, where present, only for repacked weights.
 echo "compiler: $(g++ --version | head -1)"
 echo "native: $(gcc -march=native -Q --help=target | awk '$1 == "-march=" {print $2}')"
-amx=$(gcc -march=native -dM -E -x c /dev/null | grep -c -E '__AMX_INT8__|__AVX512VNNI__' || true)
-[ "$amx" = 2 ] && echo "AMX: compiled in (used only with repacking on)" || echo "AMX: not compiled in"
+flags=$(gcc -march=native -dM -E -x c /dev/null | grep -c -E '__AMX_INT8__|__AVX512VNNI__' || true)
+[ "$flags" = 2 ] && echo "AMX: compiled in (used only with repacking on)" || echo "AMX: not compiled in"
 echo "built: $dir/bin"

@@ -45,6 +45,7 @@ int main(int argc, char ** argv) {
     auto model_params = llama_model_default_params();
     model_params.load_mode = LLAMA_LOAD_MODE_MMAP;
     model_params.use_extra_bufts = atoi(argv[6]) != 0;
+    model_params.progress_callback = [](float, void *) { return true; };  // no dots
     llama_model * model = llama_model_load_from_file(argv[1], model_params);
     if (!model) fail("the model does not load");
     const size_t vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
