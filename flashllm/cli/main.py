@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with `flashllm chat`: the first time it fetches a small model (94 MB), then it "
+    epilog="Start with `flashllm chat`: the first time it fetches a small model (93 MB), then it "
     "works offline. `flashllm VERB --help` explains a verb; docs/cli.md lists the exit codes.",
 )
 @click.version_option(None, "--version", package_name="flashllm", message="flashllm %(version)s")

@@ -1,0 +1,72 @@
+"""Tests of cli/options.py: flags arrive as objects, checked, with llama.cpp's names."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from flashllm.cli.options import (
+    EngineOptions,
+    SamplingOptions,
+    engine_options,
+    sampling_options,
+    system_prompt_option,
+)
+from flashllm.hub.manifests import DEFAULT_MODEL
+
+Seen = tuple[EngineOptions, SamplingOptions, str | None]
+
+
+def invoke(*args: str) -> tuple[Result, list[Seen]]:
+    seen: list[Seen] = []
+
+    @click.command()
+    @engine_options
+    @sampling_options
+    @system_prompt_option
+    def command(engine: EngineOptions, sampling: SamplingOptions, system: str | None) -> None:
+        seen.append((engine, sampling, system))
+
+    return CliRunner().invoke(command, list(args)), seen
+
+
+def test_defaults_leave_everything_to_the_model() -> None:
+    _, [(engine, sampling, system)] = invoke()
+    assert engine == EngineOptions(DEFAULT_MODEL, None, None, None, "cpu", False)
+    assert sampling.given() == {}
+    assert sampling.n_predict == -1
+    assert system is None
+
+
+def test_flags_of_llama_cpp() -> None:
+    flags = "-m x --mem 6GB -c 100 -t 2 --backend reference --offline -n 5 -s 7 --temp 0 --top-k 3"
+    flags += " --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 -sys Hi"
+    _, [(engine, sampling, system)] = invoke(*flags.split())
+    assert engine == EngineOptions("x", "6GB", 100, 2, "reference", True)
+    assert sampling == SamplingOptions(5, 7, 0.0, 3, 0.5, 0.1, 1.1)
+    assert system == "Hi"
+
+
+def test_memory_may_be_automatic() -> None:
+    _, [(engine, _, _)] = invoke("--mem", "auto")
+    assert engine.mem is None
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--mem", "6 apples"],
+        ["-c", "0"],
+        ["-t", "0"],
+        ["--temp", "-0.1"],
+        ["--top-p", "1.1"],
+        ["--repeat-penalty", "0"],
+        ["-n", "-2"],
+        ["--backend", "gpu"],
+    ],
+)
+def test_values_out_of_range_are_refused(args: list[str]) -> None:
+    result, seen = invoke(*args)
+    assert result.exit_code == 2
+    assert seen == []
