@@ -1,0 +1,71 @@
+"""Sizes in the flash format: bytes of a tile, a panel, a neuron, and how many make a unit."""
+
+from __future__ import annotations
+
+from flashllm.errors import CorruptModel
+
+DTYPES = ("f32", "f16", "bf16", "q8", "q4", "q4m")
+ALIGNMENT = 4096  # of units in a file: what direct reads need
+UNIT_TARGET = 160 << 10  # bytes; smaller reads waste the disk, larger ones waste the cache
+GROUP = 32  # weights that share a scale
+TILE_ROWS, TILE_COLS = 16, 32
+GRAINS = {"tile": 32, "row": 1}
+"""Neurons that an FFN unit of each codec is counted in."""
+
+_TILE_BYTES = {"f32": 2048, "f16": 1024, "bf16": 1024, "q8": 544, "q4": 288, "q4m": 320}
+_ROW_BYTES = {"f32": 256, "f16": 128, "bf16": 128, "q8": 68, "q4": 36, "q4m": 40}  # 64 columns
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is not below `value`."""
+    return ceil_div(value, multiple) * multiple
+
+
+def tile_bytes(dtype: str) -> int:
+    """Bytes of a tile of 16 rows x 32 columns. Raises CorruptModel for an unknown dtype."""
+    if dtype not in _TILE_BYTES:
+        raise CorruptModel(
+            f"unknown weight dtype {dtype!r}; this version reads {', '.join(DTYPES)}"
+        )
+    return _TILE_BYTES[dtype]
+
+
+def panel_bytes(dtype: str, cols: int) -> int:
+    """Bytes of a panel: the tiles of 16 rows of `cols` columns."""
+    return ceil_div(cols, TILE_COLS) * tile_bytes(dtype)
+
+
+def row_bytes(dtype: str, width: int) -> int:
+    """Bytes of one row of codec `row`: codes, scales and minimums of `width` padded to 64."""
+    tile_bytes(dtype)
+    return ceil_div(width, 64) * _ROW_BYTES[dtype]
+
+
+def grain_bytes(codec: str, gate: str, up: str, down: str, width: int) -> int:
+    """Bytes of the smallest step of an FFN unit: a block of 32 neurons (tile) or one (row).
+
+    gate, up and down are dtypes.
+    """
+    if codec == "row":
+        return row_bytes(gate, width) + row_bytes(up, width) + row_bytes(down, width)
+    if codec != "tile":
+        raise CorruptModel(f"unknown codec {codec!r}; this version reads {', '.join(GRAINS)}")
+    down_tiles = ceil_div(width, TILE_ROWS)
+    return 2 * panel_bytes(gate, width) + 2 * panel_bytes(up, width) + down_tiles * tile_bytes(down)
+
+
+def even_split(count: int, nbytes: int) -> int:
+    """How many of `count` pieces of `nbytes` go into a unit, all units about the target size."""
+    units = max(1, round(count * nbytes / UNIT_TARGET))
+    return ceil_div(count, min(units, count))
+
+
+def exact_split(count: int, nbytes: int) -> int:
+    """As even_split, but a divisor of `count`: every unit holds the same."""
+    divisors = [d for d in range(1, count + 1) if count % d == 0]
+    return min(divisors, key=lambda d: abs(d * nbytes - UNIT_TARGET))
