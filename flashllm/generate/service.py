@@ -51,8 +51,13 @@ class Service:
         self._states.add(state)
 
     def drop(self, state: SessionState) -> None:
-        """Free a session once the replies queued so far are done. Never waits."""
-        self._engine.post(lambda: self._free(state))
+        """Free a session once the replies queued so far are done. Never waits.
+
+        It counts no more in kv_bytes at once: whatever memory a later session needs, it takes on
+        the engine's thread too, after this.
+        """
+        self._states.discard(state)
+        self._engine.post(state.close)
 
     def start(self, state: SessionState, make: MakeEvents, params: SamplingParams) -> ReplyChannel:
         """Queue a reply: the events that `make` yields on the engine's thread.
@@ -108,13 +113,10 @@ class Service:
         if self._closed:
             raise EngineError(f"the model {self.name} is closed; load it again")
 
-    def _free(self, state: SessionState) -> None:
-        self._states.discard(state)
-        state.close()
-
     def _free_all(self) -> None:
         for state in list(self._states):
-            self._free(state)
+            state.close()
+        self._states.clear()
         self.model.close()
 
 
