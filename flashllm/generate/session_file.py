@@ -16,7 +16,7 @@ import numpy.typing as npt
 import safetensors
 import xxhash
 
-from flashllm.errors import CorruptModel, DiskFull, FlashError, InvalidInput, ModelIOError
+from flashllm.errors import CorruptModel, DiskFull, InvalidInput, ModelIOError
 from flashllm.generate.budget import kv_bytes
 from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
@@ -80,12 +80,10 @@ def load(path: Path, model: ChatModel, n_ctx: int | None = None) -> SessionState
     try:
         state.sequence.restore({name.removeprefix(_KV): a for name, a in arrays.items()})
         if state.sequence.length != tokens.size:
-            raise CorruptModel(
-                f"{path}: {tokens.size} tokens for a cache of {state.sequence.length}"
-            )
-    except FlashError:
+            raise CorruptModel(f"{tokens.size} tokens for a cache of {state.sequence.length}")
+    except CorruptModel as error:
         state.close()
-        raise
+        raise CorruptModel(f"{path}: the session's cache: {error}") from None
     state.adopt(tokens.tolist())
     return state
 

@@ -1,0 +1,71 @@
+"""Tests of the package's front door: its names, its import, its documented examples."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+import flashllm
+
+DOCS = Path(__file__).parents[1] / "docs" / "python.md"
+NAMES = [
+    "LLM", "Done", "FlashError", "Message", "Prefill", "Session", "Stats", "Token", "errors",
+    "load", "pull",
+]  # fmt: skip
+
+
+def test_the_exported_names() -> None:
+    assert flashllm.__all__ == NAMES
+    assert dir(flashllm) == sorted(NAMES)
+    for name in NAMES:
+        assert getattr(flashllm, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        flashllm.nonsense  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = ("numba", "numpy", "tokenizers", "jinja2", "flashllm.llm")
+    program = f"import sys, flashllm; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_model_is_found_by_its_directory_or_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASHLLM_HOME", str(tmp_path))
+    built = tiny.model_dir(tmp_path)
+    with flashllm.load(built) as llm:
+        assert llm.session().ask("hello", max_tokens=3, temperature=0) is not None
+    (tmp_path / "models").mkdir()
+    built.rename(tmp_path / "models" / "small")
+    with flashllm.load("small") as llm:
+        assert llm.name == "small"
+    with pytest.raises(flashllm.errors.ModelNotFound):
+        flashllm.load("no-such-model")
+
+
+def test_pulling_offline_what_is_not_here_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASHLLM_HOME", str(tmp_path))
+    with pytest.raises(flashllm.errors.ModelNotFound):
+        flashllm.pull("smollm2", offline=True)
+
+
+def test_the_documented_examples_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
+    assert len(blocks) >= 8
+    names = {
+        "model_dir": tiny.model_dir(tmp_path, context=256),
+        "gguf_file": tiny.write_gguf(tmp_path / "model.gguf"),
+        "folder": tmp_path,
+    }
+    for block in blocks:
+        exec(compile(block, str(DOCS), "exec"), names)
+    assert "perplexity" in capsys.readouterr().out
