@@ -74,7 +74,7 @@ def compare_quality(options: argparse.Namespace) -> None:
 def peer_logits(
     options: argparse.Namespace, golden: Golden, folder: Path
 ) -> npt.NDArray[np.float32]:
-    """llama.cpp's logits [N, vocab] after each token of `golden`, as a file mapped from `folder`."""
+    """llama.cpp's logits [N, vocab] after each token of `golden`, mapped from `folder`."""
     tokens, windows, out = folder / "tokens", folder / "windows", folder / "logits"
     golden.tokens.tofile(tokens)
     np.array(golden.windows, dtype=np.int32).tofile(windows)

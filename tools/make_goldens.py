@@ -4,7 +4,7 @@ Runs in an environment of its own, with Hugging Face's Llama in float32 as the j
 
     python3 -m venv /tmp/torch
     /tmp/torch/bin/pip install torch transformers gguf safetensors ml_dtypes
-    /tmp/torch/bin/python tools/make_goldens.py smollm2 MODEL.gguf --full /tmp/golden_full.safetensors
+    /tmp/torch/bin/python tools/make_goldens.py smollm2 MODEL.gguf --full FULL.safetensors
     /tmp/torch/bin/python tools/make_goldens.py tiny
 
 `smollm2` scores tests/data/english.txt in windows of 512 tokens: every log-probability goes to
@@ -23,11 +23,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-import transformers
-from safetensors.numpy import save_file
-
 import torch_llama
+import transformers
 from reference_tokenizer import from_gguf
+from safetensors.numpy import save_file
 
 REPO = Path(__file__).resolve().parent.parent
 DATA = REPO / "tests" / "data"
