@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self, Unpack
 
 from flashllm.errors import InvalidInput
@@ -186,12 +186,7 @@ class LLM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _context(self, n_ctx: int | None, default: int) -> int:
@@ -222,6 +217,7 @@ class Session:
         self.sampling = sampling
         self._service = service
         self._state = state
+        self._lock = threading.Lock()
         self._last: ReplyChannel | None = None
         # A session that nobody holds any more is freed, after the replies it still owes.
         self._finalizer = weakref.finalize(self, service.drop, state)
@@ -283,8 +279,10 @@ class Session:
         self._finalizer()
 
     def _start(self, make: MakeEvents, sampling: SamplingOptions) -> Reply:
-        self._last = self._service.start(self._state, make, self.sampling.with_options(sampling))
-        return Reply(self._last)
+        params = self.sampling.with_options(sampling)
+        with self._lock:
+            self._last = self._service.start(self._state, make, params)
+            return Reply(self._last)
 
     def _settled(self) -> SessionState:
         """The state, once the replies under way are done."""

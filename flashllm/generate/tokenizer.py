@@ -39,7 +39,12 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The text that `token` completes, possibly empty. Control tokens have no text."""
+        """The text that `token` completes, possibly empty.
+
+        Control tokens have no text, nor have ids that only pad the model's vocabulary.
+        """
+        if token >= self._tokenizer.vocab_size:
+            return ""
         return self._utf8.decode(self._tokenizer.token_bytes(token))
 
     def finish(self) -> str:

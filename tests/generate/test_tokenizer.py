@@ -87,6 +87,11 @@ def test_an_emoji_by_bytes_comes_out_whole() -> None:
     assert stream.finish() == ""
 
 
+def test_ids_that_pad_the_models_vocabulary_have_no_text() -> None:
+    stream = fake_decoder.tokenizer().stream()
+    assert stream.push(fake_decoder.VOCAB) == ""
+
+
 def test_control_tokens_are_parsed_on_request_only() -> None:
     tokenizer = fake_decoder.tokenizer()
     text = "a<|im_start|>b"
