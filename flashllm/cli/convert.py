@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -11,6 +12,9 @@ from flashllm.cli.report import Report
 from flashllm.errors import InvalidInput
 from flashllm.hub import store
 from flashllm.sizes import format_size
+
+Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4"]
+Codec = Literal["tile", "row"]
 
 
 @click.command("convert")
@@ -29,7 +33,7 @@ from flashllm.sizes import format_size
     help="Inner layout: tile for dense models, row for ReLU-sparse ones. [default: tile]",
 )
 @click.option("--name", metavar="NAME", help="Name in the store. [default: from the file's name]")
-def command(source: str, target: str | None, dtype: str, codec: str, name: str | None) -> None:
+def command(source: str, target: str | None, dtype: Dtype, codec: Codec, name: str | None) -> None:
     """Convert the GGUF file FILE.gguf to the flash format. Prints the folder.
 
     Without FOLDER it goes to the store, where `flashllm chat -m NAME` finds it. The source is only
@@ -39,13 +43,11 @@ def command(source: str, target: str | None, dtype: str, codec: str, name: str |
     folder = Path(target).expanduser() if target else store.place_for(name or name_of(path))
     if folder.exists():
         raise InvalidInput(f"{folder} exists already; name another place, or remove it first")
-    from flashllm.convert import convert
+    from flashllm import api
 
     with Report() as report:
         report.message(f"converting {path} to {folder}")
-        result = convert(
-            path, folder, dtype=dtype, codec=codec, name=name, on_progress=report.progress
-        )
+        result = api.convert(path, folder, dtype=dtype, codec=codec, on_progress=report.progress)
     size = sum(file.stat().st_size for file in result.iterdir())
     click.echo(f"{path.name} → {format_size(size)}", err=True)
     click.echo(result)

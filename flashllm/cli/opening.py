@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from flashllm import machine
+from flashllm import api, machine
 from flashllm.cli.options import EngineOptions
 from flashllm.cli.report import Report
-from flashllm.convert import convert
 from flashllm.hub import manifests
-from flashllm.hub.pull import pull
 from flashllm.kernels import jit
 from flashllm.llm import LLM, Session
 
@@ -32,13 +30,7 @@ def open_llm(options: EngineOptions, report: Report) -> LLM:
 
 def locate(model: str, offline: bool, report: Report) -> Path:
     """The folder of `model`, fetched and converted first if it is a known one that is not here."""
-    return pull(
-        model,
-        convert=convert,
-        offline=offline,
-        on_progress=report.progress,
-        on_message=report.message,
-    )
+    return api.pull(model, offline=offline, on_progress=report.progress, on_message=report.message)
 
 
 def memory_limit(options: EngineOptions) -> int | str:
