@@ -134,6 +134,10 @@ class _Locator(caching._CacheLocator):  # type: ignore[misc]
 class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
     _locator_classes = (_Locator,)
 
+    def check_cachable(self, cres: Any) -> bool:
+        """Whether the code holds no address of this process; Numba's own check would warn."""
+        return not (cres.lifted or cres.library.has_dynamic_globals)
+
 
 class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
     _impl_class = _CacheImpl

@@ -199,6 +199,7 @@ class Team:
             raise EngineError("the kernels' threads are closed; open the model again")
         if self._unfinished:
             # Ctrl-C arrived after the workers had been told and before this thread joined in.
+            self._wake_parked()
             _lead(self._address, *self._unfinished, self.threads)
             self._unfinished = None
         if self.threads > 1:

@@ -183,21 +183,31 @@ def _ffn_down(fmt, args, rows, thread, threads):
             store_f32(partial + 4 * (t * stride + 16 * p), zero())
     for unit in range(units):
         down = load_int(table + 8 * unit) + skip
-        after = load_int(table + 8 * min(unit + 1, units - 1)) + skip
-        for p in range(first, last):
-            if rows == 1:
-                # Each thread hops through its panels of every unit; without asking for the same
-                # panel of the next unit q4 reached 0.56 of the read bandwidth, with it 0.95.
-                for j in range(per_unit):
-                    _prefetch_tile(fmt, after + (p * per_unit + j) * tile_bytes(fmt))
-            _down_panel(
-                fmt, down + p * per_unit * tile_bytes(fmt), unit * per_unit, per_unit, h,
-                partial + 64 * p, stride, rows,
-            )  # fmt: skip
+        block = unit * per_unit
+        if rows == 1:
+            after = load_int(table + 8 * min(unit + 1, units - 1)) + skip
+            _down_alone(fmt, down, after, first, last, block, per_unit, h, partial)
+        else:
+            for p in range(first, last):
+                tile = down + p * per_unit * tile_bytes(fmt)
+                _down_panel(fmt, tile, block, per_unit, h, partial + 64 * p, stride, rows)
     for t in range(rows):
         for p in range(first, last):
             at = 4 * (t * stride + 16 * p)
             store_f32(out + at, add(load_f32(out + at), load_f32(partial + at)))
+
+
+@jit.inline
+def _down_alone(fmt, down, after, first, last, block, count, h, y):
+    """y += one unit's panels first .. last-1 times the only token, asking for the same panels of
+    the unit that comes after."""
+    for p in range(first, last):
+        acc = load_f32(y + 64 * p)
+        for j in range(count):
+            tile = (p * count + j) * tile_bytes(fmt)
+            _prefetch_tile(fmt, after + tile)
+            acc = dot_1(fmt, down + tile, acc, h, 0, block + j)
+        store_f32(y + 64 * p, acc)
 
 
 @jit.inline

@@ -1,0 +1,98 @@
+"""Keys and values of one sequence: all layers in two arrays, rolled back by forgetting its tail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm.errors import CorruptModel, InvalidInput
+from flashllm.kernels.memory import huge_buffer
+
+BLOCK = 16
+"""Positions whose keys lie side by side: a lane of a kernel's vector is a position."""
+
+
+class Sequence:
+    """A conversation's keys and values for up to n_ctx tokens; `length` of them are valid.
+
+    Memory is reserved for n_ctx tokens at once and used by the system only as it fills.
+    """
+
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, n_ctx: int, dtype: np.dtype[np.floating]
+    ):
+        if n_ctx < 1:
+            raise InvalidInput(f"a context of {n_ctx} tokens; at least 1 is needed")
+        blocks = -(-n_ctx // BLOCK)
+        self.n_ctx = n_ctx
+        self.length = 0
+        self._keys = _array((layers, kv_heads, blocks, head_dim, BLOCK), dtype)
+        self._values = _array((layers, kv_heads, blocks * BLOCK, head_dim), dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a full context."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def addresses(self) -> tuple[int, int, int]:
+        """A row of KVRows.table: keys, values, bytes of one head of one layer."""
+        head_bytes = self._keys[0, 0].nbytes
+        return self._keys.ctypes.data, self._values.ctypes.data, head_bytes
+
+    def truncate(self, length: int) -> None:
+        """Forget every token from position `length` on. Raises InvalidInput if there are fewer."""
+        if not 0 <= length <= self.length:
+            raise InvalidInput(f"cannot keep {length} tokens of a sequence of {self.length}")
+        self.length = length
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """The valid part, as arrays to save: keys, values and the length."""
+        blocks = -(-self.length // BLOCK)
+        return {
+            "keys": np.ascontiguousarray(self._keys[:, :, :blocks]),
+            "values": np.ascontiguousarray(self._values[:, :, : self.length]),
+            "length": np.array([self.length], np.int64),
+        }
+
+    def restore(self, saved: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what export() gave. Raises CorruptModel unless every shape and number fits."""
+        length = _saved_length(saved, self.n_ctx)
+        blocks = -(-length // BLOCK)
+        for name, target in (
+            ("keys", self._keys[:, :, :blocks]),
+            ("values", self._values[:, :, :length]),
+        ):
+            source = saved.get(name)
+            if source is None or source.shape != target.shape or source.dtype != target.dtype:
+                found = "nothing" if source is None else f"{source.dtype}{list(source.shape)}"
+                raise CorruptModel(
+                    f"saved {name}: {found}, expected {target.dtype}{list(target.shape)}; "
+                    "was it saved with another model?"
+                )
+            if not np.isfinite(source).all():
+                raise CorruptModel(f"saved {name} hold numbers that are not finite")
+            target[:] = source
+        self.length = length
+
+    def close(self) -> None:
+        """Give the memory back; the sequence can no longer be used."""
+        self.length = 0
+        self._keys = self._keys[:0].copy()
+        self._values = self._values[:0].copy()
+
+
+def _array(shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> NDArray[Any]:
+    return huge_buffer(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+
+
+def _saved_length(saved: Mapping[str, NDArray[Any]], n_ctx: int) -> int:
+    stored = saved.get("length")
+    if stored is None or stored.shape != (1,) or stored.dtype != np.int64:
+        raise CorruptModel("the saved sequence lacks its length")
+    length = int(stored[0])
+    if not 0 <= length <= n_ctx:
+        raise CorruptModel(f"the saved sequence has {length} tokens; the context holds {n_ctx}")
+    return length

@@ -1,0 +1,188 @@
+"""The decoder: runs tokens of any sequences, at any positions, through all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flashllm.cache.kv import Sequence
+from flashllm.cache.units import ResidentUnits
+from flashllm.errors import ContextFull, InvalidInput
+from flashllm.kernels import Backend
+from flashllm.kernels.program import Program
+from flashllm.kernels.weights import Floats
+from flashllm.layers.attention import Attention
+from flashllm.layers.buffers import StepBuffers
+from flashllm.layers.ffn import FeedForward
+from flashllm.layers.head import Embedding, Head
+from flashllm.layers.rope import RopeTable
+from flashllm.model.config import ModelConfig
+
+OnLayer = Callable[[int, int], None]
+
+
+class Decoder:
+    """A model in memory. One thread at a time may call it.
+
+    A token's logits are bitwise the same whatever comes with it: how many tokens are in the step,
+    how a prompt is cut into steps, and how many threads there are.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        backend: Backend,
+        units: ResidentUnits,
+        buffers: StepBuffers,
+        rope: RopeTable,
+        embedding: Embedding,
+        blocks: Seq[tuple[Attention, FeedForward]],
+        head: Head,
+    ):
+        self.config = config
+        self._backend = backend
+        self._units = units
+        self._buffers = buffers
+        self._rope = rope
+        self._head = head
+        self._first = self._program()
+        embedding.record(self._first, buffers)
+        self._layers = [self._layer(*block) for block in blocks]
+
+    def _program(self) -> Program:
+        return self._backend.program(self._buffers.capacity)
+
+    def _layer(self, attention: Attention, ffn: FeedForward) -> Program:
+        program = self._program()
+        attention.record(program, self._buffers)
+        ffn.record(program, self._buffers)
+        return program
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights read for one token."""
+        return self._units.weight_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of weights held in memory."""
+        return self._units.resident_bytes
+
+    def new_sequence(self, n_ctx: int) -> Sequence:
+        """An empty sequence of up to n_ctx tokens; the caller closes it.
+
+        Raises InvalidInput if the model was not made for so many.
+        """
+        c = self.config
+        if n_ctx > c.context_length:
+            raise InvalidInput(
+                f"a context of {n_ctx} tokens is more than the {c.context_length} this model "
+                "was trained for; ask for less"
+            )
+        return Sequence(c.n_layers, c.n_kv_heads, c.head_dim, n_ctx, self._backend.kv_dtype)
+
+    def step(
+        self,
+        sequence: Sequence,
+        tokens: ArrayLike,
+        *,
+        logits: Literal["last", "all", "none"] = "last",
+        on_layer: OnLayer | None = None,
+    ) -> Floats:
+        """Append tokens to a sequence: logits float32 [1, all or 0 rows, vocabulary].
+
+        on_layer(done, total), in layers times tokens, is called after each layer; if it raises, the
+        sequence keeps what whole chunks had been appended. Raises ContextFull, InvalidInput.
+        """
+        ids = self._checked(tokens)
+        if sequence.length + len(ids) > sequence.n_ctx:
+            raise ContextFull(
+                f"{len(ids)} tokens after {sequence.length} do not fit a context of "
+                f"{sequence.n_ctx}; shorten the text or open a session with a larger one"
+            )
+        total = len(ids) * self.config.n_layers
+        kept = []
+        for first in range(0, len(ids), self._buffers.capacity):
+            chunk = ids[first : first + self._buffers.capacity]
+            positions = np.arange(sequence.length, sequence.length + len(chunk))
+            done = first * self.config.n_layers
+            self._forward(chunk, [sequence] * len(chunk), positions, on_layer, done, total)
+            sequence.length += len(chunk)
+            is_last = first + len(chunk) == len(ids)
+            if logits == "all" or (logits == "last" and is_last):
+                rows = slice(0 if logits == "all" else len(chunk) - 1, len(chunk))
+                kept.append(self._head.logits(self._buffers.x[rows]))
+        empty = np.empty((0, self.config.vocab_size), np.float32)
+        return np.concatenate(kept) if len(kept) > 1 else (kept or [empty])[0]
+
+    def forward(
+        self, tokens: ArrayLike, sequences: Seq[Sequence], positions: ArrayLike
+    ) -> Floats:
+        """One step of up to `capacity` rows: row i is a token of sequences[i] at positions[i].
+
+        A sequence's rows come in the order of their positions and continue it without a gap.
+        Returns logits float32 [rows, vocabulary] and lengthens the sequences.
+        Raises InvalidInput, ContextFull.
+        """
+        ids, at = self._checked(tokens), np.asarray(positions, np.int64)
+        if not len(ids) == len(sequences) == len(at) <= self._buffers.capacity:
+            raise InvalidInput(
+                f"{len(ids)} tokens, {len(sequences)} sequences and {len(at)} positions; "
+                f"a step takes as many of each, up to {self._buffers.capacity}"
+            )
+        lengths = {id(sequence): sequence.length for sequence in sequences}
+        for sequence, position in zip(sequences, at, strict=True):
+            if position != lengths[id(sequence)]:
+                raise InvalidInput(
+                    f"position {position} does not continue a sequence of {lengths[id(sequence)]}"
+                )
+            if position >= sequence.n_ctx:
+                raise ContextFull(f"position {position} is outside a context of {sequence.n_ctx}")
+            lengths[id(sequence)] += 1
+        self._forward(ids, sequences, at, None, 0, 0)
+        for sequence in sequences:
+            sequence.length = lengths[id(sequence)]
+        return self._head.logits(self._buffers.x[: len(ids)])
+
+    def close(self) -> None:
+        """Stop the threads and give the weights' memory back."""
+        self._backend.close()
+        self._units.close()
+
+    def _checked(self, tokens: ArrayLike) -> NDArray[np.int64]:
+        """Token ids that kernels may index with."""
+        ids = np.asarray(tokens, np.int64).reshape(-1)
+        if len(ids) == 0:
+            raise InvalidInput("a step needs at least one token")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise InvalidInput(
+                f"token {ids.min() if ids.min() < 0 else ids.max()} is not in a vocabulary of "
+                f"{self.config.vocab_size}; does the tokeniser belong to this model?"
+            )
+        return ids
+
+    def _forward(
+        self,
+        ids: NDArray[np.int64],
+        sequences: Seq[Sequence],
+        positions: NDArray[np.int64],
+        on_layer: OnLayer | None,
+        done: int,
+        total: int,
+    ) -> None:
+        """All layers over checked rows; the result is the residual stream."""
+        s, rows = self._buffers, len(ids)
+        s.tokens[:rows] = ids
+        s.positions[:rows] = positions
+        s.kv.table[:rows] = [sequence.addresses() for sequence in sequences]
+        self._rope.extend(int(positions.max()) + 1)
+        self._first.run(rows)
+        for layer in self._layers:
+            layer.run(rows)
+            done += rows
+            if on_layer:
+                on_layer(done, total)

@@ -1,0 +1,89 @@
+"""The kernel cache: never stale after an edit, never fatal when damaged or not writable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flashllm
+
+PACKAGE = Path(flashllm.__file__).parent
+
+PROGRAM = """
+import sys
+import numpy as np
+from flashllm import kernels
+from flashllm.kernels import jit
+from flashllm.kernels.weights import Activations
+
+fresh = not jit.kernels_are_compiled()
+backend = kernels.load("cpu", 1)
+x = Activations(1, 64)
+x.values[:] = 5
+program = backend.program(1)
+program.quantize(x)
+program.run(1)
+print(int(x.codes[0, 0]), fresh, jit.cache_directory())
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run PROGRAM on a copy of the package that a test may edit: (code, was new, directory)."""
+    copy = tmp_path / "copy"
+    shutil.copytree(PACKAGE, copy / "flashllm", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run(edit=None, **environment):
+        if edit:
+            path, old, new = edit
+            source = copy / "flashllm" / "kernels" / path
+            text = source.read_text()
+            assert old in text
+            source.write_text(text.replace(old, new))
+        env = {**os.environ, "FLASHLLM_CACHE": str(tmp_path / "cache"), **environment}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], cwd=copy, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        code, fresh, directory = done.stdout.split(maxsplit=2)
+        return int(code), fresh == "True", Path(directory.strip())
+
+    return run
+
+
+def test_an_edited_callee_is_never_served_from_the_cache(run):
+    """quantize calls quantize_block, which calls intrinsics of another file: edit that one."""
+    assert run()[:2] == (127, True)
+    assert run()[:2] == (127, False)
+    edit = ("simd.py", "_store(b, b.trunc(value, ir.VectorType(I8, 16)), address)",
+            "_store(b, ir.Constant(ir.VectorType(I8, 16), [7] * 16), address)")  # fmt: skip
+    assert run(edit)[:2] == (7, True)
+
+
+def test_a_damaged_cache_is_compiled_again(run):
+    _, _, directory = run()
+    for path in directory.iterdir():
+        path.write_bytes(path.read_bytes()[:-20] + b"\0" * 20 if path.suffix == ".nbc" else b"x")
+    assert run()[0] == 127
+
+
+def test_a_cache_that_cannot_be_written_falls_back(run, tmp_path):
+    blocked = tmp_path / "a-file"
+    blocked.write_text("not a directory")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    code, _, directory = run(FLASHLLM_CACHE=str(blocked), TMPDIR=str(temporary))
+    assert code == 127
+    assert directory.is_relative_to(temporary)
+
+
+def test_another_cpu_has_its_own_code(run):
+    _, _, ours = run()
+    code, fresh, theirs = run(NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse2")
+    assert (code, fresh) == (127, True)
+    assert ours != theirs
