@@ -47,6 +47,11 @@ def main() -> None:
     smollm2.add_argument("--top", type=int, default=48, help="tokens kept in tests/data")
     smollm2.add_argument("--check", action="store_true", help="compare with transformers' reader")
     smollm2.set_defaults(run=make_smollm2)
+    greedy = verbs.add_parser("greedy", help="print the most likely continuation of a text")
+    greedy.add_argument("gguf", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
+    greedy.add_argument("text", help="as it is, without a chat template")
+    greedy.add_argument("-n", type=int, default=32, help="tokens to add (default 32)")
+    greedy.set_defaults(run=print_greedy)
     tiny = verbs.add_parser("tiny", help="logits of the tiny seeded model")
     tiny.set_defaults(run=make_tiny)
     options = parser.parse_args()
@@ -95,6 +100,21 @@ def make_tiny(options: argparse.Namespace) -> None:
     out = DATA / "tiny_llama_golden.safetensors"
     save_file({"tokens": tokens, "logits": logits}, out, about)
     print(f"{out}: {logits.shape}, rms {np.sqrt((logits**2).mean()):.4f}")
+
+
+def print_greedy(options: argparse.Namespace) -> None:
+    """Print the greedy continuation, and the least lead any of its tokens had over the next."""
+    tokenizer = from_gguf(options.gguf)
+    model = torch_llama.load(options.gguf)
+    ids, leads = tokenizer.encode(options.text).ids, []
+    start = len(ids)
+    for _ in range(options.n):
+        logits = torch_llama.window_logits(model, np.array(ids))[-1]
+        second, first = np.argsort(logits)[-2:]
+        leads.append(float(logits[first] - logits[second]))
+        ids.append(int(first))
+    print(repr(tokenizer.decode(ids[start:])))
+    print("leads in logits:", " ".join(f"{lead:.2f}" for lead in leads))
 
 
 def weights_digest(path: Path) -> str:
