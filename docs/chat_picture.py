@@ -57,14 +57,18 @@ class Terminal(pyte.Screen):
         os.write(self._master, b"\x04")
         os.waitpid(self._child, 0)
 
+    def select_graphic_rendition(self, *attributes: int, **kwargs: bool) -> None:
+        """pyte does not know dim text (2): let it be bright black (90)."""
+        known = (90 if attribute == 2 else attribute for attribute in attributes)
+        super().select_graphic_rendition(*known, **kwargs)
+
     def row(self, number: int) -> Text:
-        """A line of the screen with its colours."""
+        """A line of the screen with its styles."""
         text = Text()
         for column in range(COLUMNS):
             cell = self.buffer[number][column]
-            text.append(cell.data, style="bold" if cell.bold else "")
+            text.append(cell.data, style="dim" if cell.fg == "brightblack" else "")
         text.rstrip()
-        # pyte does not know "dim"; our notes are the lines with a middle dot, and /mem's answer.
         return text
 
 

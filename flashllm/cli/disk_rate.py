@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.flash.format import read_model
+from flashllm.flash.format import FlashModel, read_model
 from flashllm.flash.reader import UnitReader
 
 _PAGE = 4096
@@ -36,30 +35,25 @@ def measure(path: Path, seconds: float = _SECONDS) -> list[DiskRate]:
     model = read_model(path)
     largest = max(model.manifest.files, key=lambda name: (path / name).stat().st_size)
     size = (path / largest).stat().st_size
-    rates = []
-    with UnitReader(model, io="direct") as reader:
-        for block, threads in _CASES:
-            if size >= 2 * block:
-                rates.append(_rate(reader, largest, size, block, threads, seconds))
-    return rates
+    return [
+        _rate(model, largest, size, block, threads, seconds)
+        for block, threads in _CASES
+        if size >= 2 * block
+    ]
 
 
 def _rate(
-    reader: UnitReader, file: str, size: int, block: int, threads: int, seconds: float
+    model: FlashModel, file: str, size: int, block: int, threads: int, seconds: float
 ) -> DiskRate:
-    start = time.perf_counter()
-    deadline = start + seconds
-
-    def read_blocks(number: int) -> int:
-        places, buffer, done = random.Random(number), _aligned(block), 0
-        while time.perf_counter() < deadline:
-            reader.read([(file, places.randrange(size // block) * block, block)], [buffer])
-            done += block
-        return done
-
-    with ThreadPoolExecutor(threads) as pool:
-        total = sum(pool.map(read_blocks, range(threads)))
-    return DiskRate(block, threads, total / (time.perf_counter() - start))
+    """Read batches of random blocks for so many seconds, as the engine reads units."""
+    places, done, start = random.Random(block), 0, time.perf_counter()
+    buffers = [_aligned(block) for _ in range(4 * threads)]
+    with UnitReader(model, io="direct", threads=threads) as reader:
+        while time.perf_counter() < start + seconds:
+            extents = [(file, places.randrange(size // block) * block, block) for _ in buffers]
+            reader.read(extents, buffers)
+            done += block * len(buffers)
+    return DiskRate(block, threads, done / (time.perf_counter() - start))
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:

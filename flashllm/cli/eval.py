@@ -98,8 +98,8 @@ def load(path: Path, engine: EngineOptions, backend: str, report: Report) -> Dec
     from flashllm.cli import opening
     from flashllm.model.loader import load_decoder
 
-    report.stage("loading")
     opening.say_if_compiling(backend, report)
+    report.stage("loading")
     return load_decoder(path, threads=engine.threads, backend=backend, on_progress=report.progress)
 
 

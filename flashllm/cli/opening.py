@@ -16,8 +16,8 @@ from flashllm.llm import LLM, Session
 def open_llm(options: EngineOptions, report: Report) -> LLM:
     """The model of the flags, in memory. Raises what finding, fetching and loading raise."""
     path = locate(options.model, options.offline, report)
-    report.stage("loading")
     say_if_compiling(options.backend, report)
+    report.stage("loading")
     return LLM.open(
         path,
         mem_budget=memory_limit(options),
