@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -67,7 +66,9 @@ def compare_quality(options: argparse.Namespace) -> None:
         found = score.compare_golden(Replay(logits), golden)
     print(json.dumps({"engine": "llama.cpp", "repack": options.repack, **vars(found)}, indent=1))
     if golden.top_ids.shape[1] == options.vocab:
-        judge = score.perplexity(Replay(golden.top_logprobs), golden.tokens, golden.windows)
+        judge = score.perplexity(
+            Replay(golden.top_logprobs), golden.tokens.tolist(), golden.windows
+        )
         print(f"the golden's own perplexity: {judge.perplexity:.4f}")
 
 
@@ -97,9 +98,9 @@ class Replay:
         self._logits = logits
         self._next = 0
 
-    def new_sequence(self, n_ctx: int, /) -> ReplaySequence:
-        """A sequence that holds nothing."""
-        return ReplaySequence(n_ctx)
+    def new_sequence(self, n_ctx: int, /) -> Any:
+        """A sequence that holds nothing: scoring only truncates and closes it."""
+        return ReplaySequence()
 
     def step(
         self,
@@ -118,16 +119,11 @@ class Replay:
         """Nothing to release."""
 
 
-@dataclasses.dataclass
 class ReplaySequence:
     """The place of a KV cache."""
 
-    n_ctx: int
-    length: int = 0
-    nbytes: int = 0
-
-    def truncate(self, n: int, /) -> None:
-        """Forget what follows token `n`."""
+    def truncate(self, length: int, /) -> None:
+        """Nothing to forget."""
 
     def close(self) -> None:
         """Nothing to release."""

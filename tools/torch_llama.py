@@ -92,9 +92,9 @@ def halves(rows: np.ndarray, n_heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-@torch.inference_mode()
 def window_logits(model: LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:
     """Logits [T, vocab] after each of `tokens` int32 [T], read from an empty cache."""
     ids = torch.from_numpy(tokens.astype(np.int64))[None]
-    logits: np.ndarray = model(input_ids=ids, use_cache=False).logits[0].numpy()
+    with torch.inference_mode():
+        logits: np.ndarray = model(input_ids=ids, use_cache=False).logits[0].numpy()
     return logits
