@@ -195,11 +195,22 @@ def broadcast_4(b, address):
     return b.bitcast(_splat(b, load_at(b, address, I32), 16), u8x64.ir)
 
 
+def _prefetch(b: ir.IRBuilder, address: Any, locality: int) -> None:
+    pointer = b.inttoptr(address, I8.as_pointer())
+    read, data = I32(0), I32(1)
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, read, I32(locality), data)
+
+
 @_operation(types.none, types.intp)
 def prefetch(b, address):
-    """Ask for the cache line at `address`; never faults."""
-    pointer = b.inttoptr(address, I8.as_pointer())
-    _call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
+    """Ask for the cache line at `address` in the second-level cache; never faults."""
+    _prefetch(b, address, 2)
+
+
+@_operation(types.none, types.intp)
+def prefetch_near(b, address):
+    """Ask for the cache line at `address` in the first-level cache; never faults."""
+    _prefetch(b, address, 3)
 
 
 # ------------------------------------------------------------------ scalars
