@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
@@ -11,6 +12,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from flashllm.convert import convert
 
 GGML_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -67,6 +70,17 @@ def write_gguf(
     tensors = {name: (w, dtype if w.ndim == 2 else "F32") for name, w in weights.items()}
     path.write_bytes(gguf_bytes(keys, tensors, keys["general.alignment"]))
     return path
+
+
+def model_dir(tmp_path: Path, dtype: str = "keep", codec: str = "tile", **options: Any) -> Path:
+    """A tiny flash model in a new folder of `tmp_path`.
+
+    dtype and codec are convert's; options are write_gguf's, of which `gguf_dtype` is its dtype.
+    """
+    gguf_dtype = options.pop("gguf_dtype", "F32")
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    source = write_gguf(folder / "tiny.gguf", dtype=gguf_dtype, **options)
+    return convert(source, folder / "tiny.flash", dtype=dtype, codec=codec)
 
 
 def random_weights(

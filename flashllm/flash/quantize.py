@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -95,6 +96,20 @@ def dequantize(matrix: Quantized) -> Floats:
     if matrix.minimums is not None:
         weights += matrix.minimums[:, :, None].astype(np.float32)
     return flat[:, :cols]
+
+
+def stack(pieces: Sequence[Quantized]) -> Quantized:
+    """One matrix of pieces that lie below each other, all of one dtype and width."""
+    if len(pieces) == 1:
+        return pieces[0]
+    scales = [piece.scales for piece in pieces if piece.scales is not None]
+    minimums = [piece.minimums for piece in pieces if piece.minimums is not None]
+    return Quantized(
+        pieces[0].dtype,
+        np.concatenate([piece.codes for piece in pieces]),
+        np.concatenate(scales) if scales else None,
+        np.concatenate(minimums) if minimums else None,
+    )
 
 
 _Groups = tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16] | None]

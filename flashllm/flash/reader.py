@@ -1,0 +1,139 @@
+"""Reads units from a flash model into the caller's buffers, each checked against its checksum."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import numpy as np
+import xxhash
+
+from flashllm.errors import CorruptModel, InvalidInput
+from flashllm.flash.files import Bytes, DirectFile, ReadableFile, Scratch, open_file
+from flashllm.flash.format import FlashModel, Group
+
+IO_MODES = ("auto", "direct", "pread")
+INLINE_BYTES = 128 << 10  # below this, handing work to another thread costs more than it saves
+
+Extent = tuple[str, int, int]
+"""Name of a file of the model, byte offset, length."""
+Buffer = Bytes | memoryview
+
+
+class UnitReader:
+    """Explicit reads from a model's files by a few threads; safe to call from any thread.
+
+    io "direct" bypasses the page cache where the system can and falls back to "pread"; "auto" is
+    direct.
+    """
+
+    def __init__(self, model: FlashModel, io: str = "auto", threads: int = 8):
+        """Raises InvalidInput for an unknown io mode."""
+        if io not in IO_MODES:
+            raise InvalidInput(f"io {io!r} is unknown; use one of {', '.join(IO_MODES)}")
+        self.model = model
+        self._mode = "direct" if io == "auto" else io
+        self._threads = threads
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads, "flash-read")
+        self._files: dict[str, ReadableFile] = {}
+        self._scratch = Scratch()
+        self._lock = threading.Lock()
+
+    @property
+    def io(self) -> str:
+        """How files are really read, known once one is open: "direct" or "pread"."""
+        files = list(self._files.values())
+        direct = all(isinstance(file, DirectFile) for file in files)
+        return self._mode if direct else "pread"
+
+    def read(self, extents: Sequence[Extent], out: Sequence[Buffer]) -> None:
+        """Fill out[i] (uint8, at least `length` long) with extent i; bytes are not checked.
+
+        Returns when every read is complete. Raises ModelIOError(path, offset).
+        """
+        self._check(out, [length for _, _, length in extents])
+
+        def fetch(i: int) -> None:
+            name, offset, length = extents[i]
+            self._file(name).read_into(offset, np.asarray(out[i])[:length])
+
+        self._spread(fetch, [length for _, _, length in extents])
+
+    def read_units(self, group: Group, ids: Sequence[int], out: Sequence[Buffer]) -> None:
+        """Fill out[i] (uint8, at least lengths[ids[i]] long) with unit ids[i] of `group`.
+
+        Returns when every read is complete, also when it raises: CorruptModel for a unit that
+        fails its checksum, ModelIOError(path, offset), InvalidInput for an id out of range.
+        """
+        if len(ids) and not 0 <= min(ids) <= max(ids) < group.units:
+            raise InvalidInput(f"group {group.name!r} has units 0 to {group.units - 1}, not {ids}")
+        lengths = [int(group.lengths[unit]) for unit in ids]
+        self._check(out, lengths)
+        file = self._file(group.file)
+
+        def fetch(i: int) -> None:
+            unit = ids[i]
+            data = np.asarray(out[i])[: lengths[i]]
+            file.read_into(group.file_offset + int(group.offsets[unit]), data)
+            if xxhash.xxh3_64_intdigest(data.data) != int(group.checksums[unit]):
+                raise CorruptModel(
+                    f"{file.path}: unit {unit} of {group.name!r} fails its checksum; "
+                    "pull or convert the model again"
+                )
+
+        self._spread(fetch, lengths)
+
+    def close(self) -> None:
+        """Wait for reads under way and close the files."""
+        self._pool.shutdown()
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+
+    def __enter__(self) -> UnitReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _spread(self, fetch: Callable[[int], None], lengths: Sequence[int]) -> None:
+        """Run fetch(i) for every i on the threads; wait for all, then raise the first error."""
+        workers = min(self._threads, len(lengths))
+        if workers < 2 or sum(lengths) <= INLINE_BYTES:
+            for i in range(len(lengths)):
+                fetch(i)
+            return
+
+        def share(first: int) -> None:
+            for i in range(first, len(lengths), workers):
+                fetch(i)
+
+        futures = [self._pool.submit(share, first) for first in range(workers)]
+        concurrent.futures.wait(futures)
+        for future in futures:
+            future.result()
+
+    def _file(self, name: str) -> ReadableFile:
+        with self._lock:
+            if name not in self._files:
+                if name not in self.model.manifest.files:
+                    raise InvalidInput(f"{self.model.path}: has no file {name!r}")
+                self._files[name] = open_file(self.model.path / name, self._mode, self._scratch)
+            return self._files[name]
+
+    def _check(self, out: Sequence[Buffer], lengths: Sequence[int]) -> None:
+        if len(out) != len(lengths):
+            raise InvalidInput(f"{len(out)} buffers for {len(lengths)} reads")
+        for buffer, length in zip(out, lengths, strict=True):
+            array = np.asarray(buffer)
+            flat = array.dtype == np.uint8 and array.ndim == 1 and array.flags.c_contiguous
+            if not flat or not array.flags.writeable or len(array) < length:
+                raise InvalidInput(f"a buffer is not {length} writable contiguous bytes")
