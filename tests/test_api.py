@@ -62,7 +62,7 @@ def test_the_documented_examples_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
     assert len(blocks) >= 8
     names = {
-        "model_dir": tiny.model_dir(tmp_path, context=256),
+        "model_dir": tiny.model_dir(tmp_path, context=512),
         "gguf_file": tiny.write_gguf(tmp_path / "model.gguf"),
         "folder": tmp_path,
     }
