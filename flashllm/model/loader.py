@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from flashllm import kernels, machine
 from flashllm.cache.units import Progress, ResidentUnits
-from flashllm.errors import CorruptModel, UnsupportedModel
+from flashllm.errors import CorruptModel, InvalidInput, UnsupportedModel
 from flashllm.flash.format import FlashModel, MatrixPart, read_model, read_small
 from flashllm.flash.parts import FFNPart, Part
 from flashllm.flash.reader import UnitReader
@@ -22,6 +22,9 @@ from flashllm.layers.rope import RopeTable
 from flashllm.model.config import ModelConfig
 from flashllm.model.decoder import Decoder
 
+KV_DTYPES = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
+"""Dtypes keys and values may be kept in."""
+
 _LOGIT_ROWS = 32
 """Rows of logits computed at once: at 128k tokens of vocabulary 16 MB."""
 
@@ -31,14 +34,18 @@ def load_decoder(
     *,
     threads: int | None = None,
     backend: str = "cpu",
+    kv_dtype: str | None = None,
     max_tokens_per_step: int = 512,
     on_progress: Progress | None = None,
 ) -> Decoder:
     """Read the model in folder `path` into memory, ready to run.
 
-    threads: by default one per physical core. on_progress(bytes read, bytes in all).
+    threads: by default one per physical core. kv_dtype: "f16" or "f32", by default the backend's
+    own ("f16" for cpu). on_progress(bytes read, bytes in all).
     Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, InvalidInput.
     """
+    if kv_dtype is not None and kv_dtype not in KV_DTYPES:
+        raise InvalidInput(f"keys and values in {kv_dtype!r}: choose one of {sorted(KV_DTYPES)}")
     model = read_model(path)
     config = ModelConfig.from_json(model.manifest.config)
     if config.head_dim % 16:
@@ -47,7 +54,8 @@ def load_decoder(
     try:
         with UnitReader(model) as reader:
             units = ResidentUnits(model, reader, on_progress)
-        return _Wiring(model, config, opened, units).decoder(max_tokens_per_step)
+        kept_as = KV_DTYPES[kv_dtype] if kv_dtype else opened.kv_dtype
+        return _Wiring(model, config, opened, units, kept_as).decoder(max_tokens_per_step)
     except BaseException:
         opened.close()
         raise
@@ -62,11 +70,13 @@ class _Wiring:
         config: ModelConfig,
         backend: kernels.Backend,
         units: ResidentUnits,
+        kv_dtype: np.dtype[np.floating],
     ):
         self._model = model
         self._config = config
         self._backend = backend
         self._units = units
+        self._kv_dtype = kv_dtype
         self._small = read_small(model.path)
         self._rope = RopeTable(config.context_length, config.head_dim, config.rope_theta)
 
@@ -82,7 +92,7 @@ class _Wiring:
             kv_heads=c.n_kv_heads,
             head_dim=c.head_dim,
             neurons=widest,
-            kv_dtype=self._backend.kv_dtype,
+            kv_dtype=self._kv_dtype,
         )
         vocab = (c.vocab_size, c.hidden_size)
         embedding = self._matrix("embed", "embed", vocab)

@@ -12,7 +12,7 @@ from numba.extending import overload
 
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.activation import activate
-from flashllm.kernels.cpu.tiles import BF16, F16, F32, OPTIONS, Q4, Q4M, Q8, load_row_16, tile_bytes
+from flashllm.kernels.cpu.tiles import BF16, F16, F32, OPTIONS, Q4, Q4M, Q8, element_bytes, load_row_16
 from flashllm.kernels.cpu.work import share, unpack
 from flashllm.kernels.simd import (
     add,
@@ -71,7 +71,7 @@ def _add_column(fmt, column, h, y, first, last, width):
 def _float_dot(fmt, row, x, t, width):
     values, _, _, _, stride = x
     v = values + 4 * t * stride
-    size = tile_bytes(fmt) >> 9
+    size = element_bytes(fmt)
     s0, s1, s2, s3 = zero(), zero(), zero(), zero()
     for c in range(0, width, 64):
         w, u = row + size * c, v + 4 * c
@@ -83,7 +83,7 @@ def _float_dot(fmt, row, x, t, width):
 
 
 def _float_add(fmt, column, h, y, first, last, width):
-    size = tile_bytes(fmt) >> 9
+    size = element_bytes(fmt)
     hv = splat(h)
     for c in range(first, last, 16):
         to = y + 4 * c

@@ -25,6 +25,7 @@ from flashllm.kernels.weights import (
     padded,
 )
 
+_KV_NAMES = {"float16": "f16", "float32": "f32"}
 Encoded = tuple[Op, list[int]]
 Integers = NDArray[np.int64]
 
@@ -102,7 +103,8 @@ class CPUProgram(Program):
         self, keys: Floats, values: Floats, layer: int, positions: Integers, kv: KVRows
     ) -> Encoded:
         words = [*_rows(keys), *_rows(values), kv.kv_heads, kv.head_dim, layer]
-        return attention.write_kv, [*words, _at(positions), _at(kv.table)]
+        words += [_at(positions), _at(kv.table)]
+        return _pick(attention, "write_kv", _KV_NAMES[kv.dtype.name]), words
 
     def _encode_attend(
         self,
@@ -116,7 +118,8 @@ class CPUProgram(Program):
     ) -> Encoded:
         scratch = self._scratch((self._team.threads, 16))
         words = [*_rows(queries), heads, _bits(scale), layer, _at(positions), _at(kv.table)]
-        return attention.attend, [*words, *_rows(out), kv.kv_heads, kv.head_dim, _at(scratch)]
+        words += [*_rows(out), kv.kv_heads, kv.head_dim, _at(scratch)]
+        return _pick(attention, "attend", _KV_NAMES[kv.dtype.name]), words
 
     def _encode_ffn_hidden(
         self, x: Activations, ffn: TileFFN, function: str, out: Activations

@@ -83,6 +83,11 @@ def tile_bytes(fmt):
     raise TypeError("for kernels only")
 
 
+def element_bytes(fmt):
+    """Bytes of one stored number of a float format."""
+    raise TypeError("for kernels only")
+
+
 def weight_at(fmt, tile, row, col):
     """One weight of a tile, as a float: for reading embedding rows."""
     raise TypeError("for kernels only")
@@ -109,6 +114,12 @@ OPTIONS = {"fastmath": False, "error_model": "numpy"}
 @overload(tile_bytes, jit_options=OPTIONS)
 def _tile_bytes(fmt):
     size = fmt.format.tile_bytes
+    return lambda fmt: size
+
+
+@overload(element_bytes, jit_options=OPTIONS)
+def _element_bytes(fmt):
+    size = fmt.format.tile_bytes // 512
     return lambda fmt: size
 
 
