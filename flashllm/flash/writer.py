@@ -94,10 +94,7 @@ class ModelWriter:
 
     def add_file(self, name: str, data: bytes) -> None:
         """Write a whole file into the model. Raises DiskFull, ModelIOError."""
-        with OutputFile(self._folder / name, len(data)) as file:
-            file.write(data)
-            file.sync()
-        self.files[name] = FileEntry(file.nbytes, file.hash)
+        self.files[name] = _write_file(self._folder / name, data)
 
     def add_units(
         self,
@@ -118,7 +115,7 @@ class ModelWriter:
 
         Raises DiskFull, ModelIOError; InvalidInput if someone else put a model there meanwhile.
         """
-        self.add_file(FILE_NAME, manifest.to_bytes())
+        _write_file(self._folder / FILE_NAME, manifest.to_bytes())
         with _writing(self.target):
             sync_folder(self._folder)
             self._move_into_place()
@@ -166,6 +163,13 @@ class ModelWriter:
             self.groups[plan.name] = GroupEntry(
                 name, plan.parts, index_checksum(*indices[plan.name])
             )
+
+
+def _write_file(path: Path, data: bytes) -> FileEntry:
+    with OutputFile(path, len(data)) as file:
+        file.write(data)
+        file.sync()
+    return FileEntry(file.nbytes, file.hash)
 
 
 Index = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]
