@@ -17,8 +17,8 @@ Progress = Callable[[int, int], None]
 Floats = npt.NDArray[np.float64]
 
 DEFAULT_WINDOW = 512
-_CHUNK = 64
-"""Tokens whose logits are held at once: 64 rows of a vocabulary of 128k are 32 MB of float32."""
+_CHUNK = 32
+"""Tokens whose logits are held at once: 32 rows of a vocabulary of 128k are 32 MB of float64."""
 
 _RESOLUTION = 1e-7
 """A probability sum of float32 terms is not known better than this."""
