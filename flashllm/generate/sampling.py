@@ -137,11 +137,12 @@ class Sampler:
     def _draw(self, logits: Logits, best: int) -> int:
         params = self._params
         ids = _largest(logits, params.top_k) if 0 < params.top_k < logits.size else None
-        weights = np.exp((logits if ids is None else logits[ids]) - logits[best])
+        kept = logits if ids is None else logits[ids]
+        weights = np.exp(kept - logits[best])
         keep = weights >= np.float32(params.min_p)
         if params.top_p < 1.0:
             in_nucleus = np.zeros_like(keep)
-            in_nucleus[_largest(weights, _nucleus_size(weights, params.top_p))] = True
+            in_nucleus[_largest(kept, _nucleus_size(weights, params.top_p))] = True
             keep &= in_nucleus
         ids = np.flatnonzero(keep) if ids is None else ids[keep]
         shares = (logits[ids].astype(np.float64) - float(logits[best])) / params.temperature

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flashllm.errors import EngineError, InvalidInput
@@ -65,6 +65,8 @@ def test_min_p_keeps_what_is_near_the_best() -> None:
     assert set(draws(logits_of(0.4, 0.3, 0.3), min_p=1.0)) == {0}
 
 
+@settings(max_examples=300)
+@example([0.0, 3.893251972674052e-22], 0.25, 0)
 @given(
     st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=80),
     st.floats(0.01, 0.999),
