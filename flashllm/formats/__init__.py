@@ -1,0 +1,1 @@
+"""Foreign checkpoints: bounded readers of their headers and bytes, without policy."""
