@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import platform
 from typing import Any
@@ -12,6 +11,7 @@ import click
 
 from flashllm import machine
 from flashllm.cli import disk_rate
+from flashllm.cli.main import version
 from flashllm.cli.options import json_option
 from flashllm.cli.report import Report
 from flashllm.errors import FlashError
@@ -23,6 +23,9 @@ _FEATURES = (
     *("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512vbmi2"),
     *("neon", "dotprod", "i8mm", "sve"),
 )
+
+# Larger than the last-level caches of ordinary machines.
+_BUFFER = 1 << 30
 
 
 @click.command("doctor")
@@ -46,7 +49,7 @@ def examine(report: Report) -> dict[str, Any]:
 
     memory, cpu, models = machine.memory(), machine.cpu(), store.list_models()
     return {
-        "flashllm": importlib.metadata.version("flashllm"),
+        "flashllm": version(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "memory": dataclasses.asdict(memory),
@@ -72,7 +75,8 @@ def memory_rates(cores: int, report: Report) -> dict[str, float]:
     from flashllm.kernels import bandwidth
 
     report.message("measuring the memory's read rate")
-    return {str(threads): bandwidth.measure(threads) * 1e9 for threads in sorted({1, cores})}
+    size = min(_BUFFER, machine.memory().usable // 4)
+    return {str(count): bandwidth.measure(count, size) * 1e9 for count in sorted({1, cores})}
 
 
 def disk_rates(models: list[store.StoredModel], report: Report) -> list[dict[str, Any]]:

@@ -33,6 +33,10 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
+class ReaderLeft(Exception):
+    """Whoever reads our standard output has left. Not an OSError, which click would swallow."""
+
+
 class LazyGroup(click.Group):
     """A click group whose commands are imported when they are asked for, not before."""
 
@@ -44,6 +48,12 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"flashllm.cli.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderLeft from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -57,12 +67,35 @@ class LazyGroup(click.Group):
     epilog="Start with `flashllm chat`: the first time it fetches a small model (93 MB), then it "
     "works offline. `flashllm VERB --help` explains a verb; docs/cli.md lists the exit codes.",
 )
-@click.version_option(None, "--version", package_name="flashllm", message="flashllm %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, param, value: print_version(ctx) if value else None,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Run language models on this computer's CPU, from Python."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+def print_version(ctx: click.Context) -> None:
+    """Print the version, and end."""
+    click.echo(f"flashllm {version()}")
+    ctx.exit()
+
+
+def version() -> str:
+    """The installed version; "(not installed)" in a checkout run as it is."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("flashllm")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -83,7 +116,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail("this computer is out of memory; close something", OutOfBudget.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has left, as `| head` does
+    except (ReaderLeft, BrokenPipeError):  # as with `| head`
         _forget_stdout()
         return BROKEN_PIPE
 

@@ -41,7 +41,7 @@ def memory_limit(options: EngineOptions) -> int | str:
 def say_if_compiling(backend: str, report: Report) -> None:
     """The first run ever compiles the kernels, which takes long enough to look like a hang."""
     if backend == "cpu" and not jit.kernels_are_compiled():
-        report.message("compiling kernels for this machine (once, about 20 s)")
+        report.message("compiling kernels for this machine (once, 5 to 30 s)")
 
 
 def recommended(llm: LLM) -> Mapping[str, float]:
