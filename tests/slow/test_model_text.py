@@ -29,12 +29,15 @@ def test_the_fast_kernels_continue_alike_where_it_is_clear(model_path: Path, thr
 
 
 def test_a_chat_knows_the_capital_and_does_not_depend_on_threads(model_path: Path) -> None:
+    # Float32 gives each of these tokens a lead of 0.7 logits or more. With other words of the
+    # question ("What is ...?") this small model's first word is a near tie of "The" and "L".
     answers = []
     for threads in (1, 2, 3):
         with fl.load(model_path, threads=threads) as llm:
             chat = llm.session(temperature=0.0, max_tokens=40)
-            answers.append((chat.ask("What is the capital of France?"), chat.ask("And of Italy?")))
-    assert "Paris" in answers[0][0]
+            first = chat.ask("Tell me the capital of France.")
+            answers.append((first, chat.ask("And of Italy?")))
+    assert answers[0][0] == "The capital of France is Paris."
     assert answers[1:] == answers[:1] * 2
 
 
