@@ -17,8 +17,8 @@ import pyte
 from rich.console import Console
 from rich.text import Text
 
-COLUMNS, LINES = 100, 26
-TYPED = ("What is the capital of France?", "Write one sentence about the sea.", "/mem")
+COLUMNS, LINES = 112, 26
+TYPED = ("Write one sentence about the sea.", "Now one about the mountains.", "/mem")
 QUIET_S = 1.0
 PATIENCE_S = 120.0
 

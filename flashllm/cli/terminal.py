@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.output import create_output
+from prompt_toolkit.shortcuts import CompleteStyle
 
 from flashllm.cli.commands import COMMANDS
 from flashllm.cli.output import harmless, write
 from flashllm.cli.report import Report
+from flashllm.cli.wrap import WordWrap
 
 
 class Terminal:
@@ -25,11 +28,14 @@ class Terminal:
 
     def __init__(self) -> None:
         self._report = Report(terminal=True)
+        self._wrap = WordWrap(shutil.get_terminal_size().columns)
         self._at_line_start = True
         # Nothing typed reaches the disk: the history lasts as long as the chat.
         self._prompt: PromptSession[str] = PromptSession(
             history=InMemoryHistory(),
             completer=_CommandCompleter(),
+            complete_style=CompleteStyle.READLINE_LIKE,  # by Tab: no room is kept for a menu
+            complete_while_typing=False,
             output=create_output(stdout=sys.stdout if sys.stdout.isatty() else sys.stderr),
         )
 
@@ -39,8 +45,7 @@ class Terminal:
 
     def words(self, text: str) -> None:
         self._report.clear()
-        write(text)
-        self._at_line_start = text.endswith("\n")
+        self._show(self._wrap.feed(harmless(text)))
 
     def note(self, text: str) -> None:
         self._report.clear()
@@ -51,8 +56,14 @@ class Terminal:
 
     def end_reply(self) -> None:
         self._report.clear()
+        self._show(self._wrap.end())
         if not self._at_line_start:
-            self.words("\n")
+            self._show("\n")
+
+    def _show(self, text: str) -> None:
+        if text:
+            write(text)
+            self._at_line_start = text.endswith("\n")
 
     @contextlib.contextmanager
     def interruptible(self, cancel: Callable[[], None]) -> Iterator[None]:
@@ -60,6 +71,7 @@ class Terminal:
             cancel()
 
         self._report.stage("reading the prompt")
+        self._wrap = WordWrap(shutil.get_terminal_size().columns)
         earlier = signal.signal(signal.SIGINT, on_interrupt)
         try:
             yield
