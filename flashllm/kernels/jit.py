@@ -113,7 +113,7 @@ def kernels_are_compiled() -> bool:
     return any(cache_directory().glob("*.nbi"))
 
 
-class _Locator(caching._CacheLocator):  # type: ignore[misc]
+class _Locator(caching._CacheLocator):
     def __init__(self, function: Callable[..., Any]):
         self._function = function
 
@@ -131,15 +131,15 @@ class _Locator(caching._CacheLocator):  # type: ignore[misc]
         return cls(py_func)
 
 
-class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_Locator,)
+class _CacheImpl(caching.CompileResultCacheImpl):
+    _locator_classes: list[type[object]] = [_Locator]  # noqa: RUF012
 
     def check_cachable(self, cres: Any) -> bool:
         """Whether the code holds no address of this process; Numba's own check would warn."""
         return not (cres.lifted or cres.library.has_dynamic_globals)
 
 
-class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
+class _KernelCache(caching.FunctionCache):
     _impl_class = _CacheImpl
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -155,18 +155,18 @@ class Op:
     """A kernel in Python, compiled at the first request for its address."""
 
     def __init__(self, function: Callable[..., None]):
-        functools.update_wrapper(self, function)
+        self.__doc__ = function.__doc__
         self._function = function
-        self.name = function.__name__
 
     @functools.cached_property
     def address(self) -> int:
         """Address of the native code; compiles it, or loads it from the cache."""
-        return int(self._compiled.address)
+        address: int = self._compiled.address
+        return address
 
     @functools.cached_property
-    def _compiled(self) -> CFunc:
-        compiled = CFunc(self._function, _OP_SIGNATURE, {}, {"nopython": True, **_FLAGS})
+    def _compiled(self) -> Any:
+        compiled: Any = CFunc(self._function, _OP_SIGNATURE, {}, {"nopython": True, **_FLAGS})
         compiled._cache = _KernelCache(self._function)
         compiled.compile()
         return compiled

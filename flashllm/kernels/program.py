@@ -173,7 +173,7 @@ class Program(abc.ABC):
         self._contiguous(name, array, np.float32)
         if array.ndim != 2 or len(array) < self.capacity or array.shape[1] < padded(width):
             raise InvalidInput(
-                f"{name}: shape {array.shape}, expected [{self.capacity}, {padded(width)}] or larger"
+                f"{name}: shape {array.shape}, expected at least [{self.capacity}, {padded(width)}]"
             )
 
     def _activations(self, name: str, x: Activations, width: int) -> None:

@@ -72,7 +72,8 @@ def decode_row(data: Bytes, dtype: str, width: int) -> Floats:
     """A gate row, up row or down column of codec `row` to float32 [width]."""
     columns = padded(width)
     if dtype in _STORED:
-        return data.view(_STORED[dtype]).astype(np.float32)[:width]
+        plain: Floats = data.view(_STORED[dtype]).astype(np.float32)
+        return plain[:width]
     code_bytes = columns if dtype == "q8" else columns // 2
     codes = data[:code_bytes]
     if dtype != "q8":

@@ -39,8 +39,8 @@ _SHARED_WORDS = _LINE * 5
 
 
 @intrinsic
-def _atomic_add(context, address, value):  # type: ignore[no-untyped-def]
-    def codegen(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+def _atomic_add(context, address, value):
+    def codegen(ctx, b, sig, args):
         pointer = b.inttoptr(args[0], I64.as_pointer())
         return b.atomic_rmw("add", pointer, args[1], "acq_rel")
 
@@ -48,16 +48,16 @@ def _atomic_add(context, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _atomic_load(context, address):  # type: ignore[no-untyped-def]
-    def codegen(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+def _atomic_load(context, address):
+    def codegen(ctx, b, sig, args):
         return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
 
     return types.int64(types.intp), codegen
 
 
 @intrinsic
-def _atomic_store(context, address, value):  # type: ignore[no-untyped-def]
-    def codegen(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+def _atomic_store(context, address, value):
+    def codegen(ctx, b, sig, args):
         b.store_atomic(args[1], b.inttoptr(args[0], I64.as_pointer()), "release", 8)
         return ctx.get_dummy_value()
 
@@ -65,10 +65,10 @@ def _atomic_store(context, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _pause(context):  # type: ignore[no-untyped-def]
+def _pause(context):
     """Tell the core this is a spin loop."""
 
-    def codegen(ctx, b, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(ctx, b, sig, args):
         if jit.architecture() == "x86":
             kind = ir.FunctionType(ir.VoidType(), [])
             b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.x86.sse2.pause"), [])
@@ -87,10 +87,10 @@ _yield_cpu = types.ExternalFunction(
 
 
 @intrinsic
-def _call(context, address, args, rows, thread, threads):  # type: ignore[no-untyped-def]
+def _call(context, address, args, rows, thread, threads):
     """Call an op by its address."""
 
-    def codegen(ctx, b, sig, values):  # type: ignore[no-untyped-def]
+    def codegen(ctx, b, sig, values):
         kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
         b.call(b.inttoptr(values[0], kind.as_pointer()), values[1:])
         return ctx.get_dummy_value()
@@ -243,8 +243,6 @@ class Team:
             # Say "parked", then look once more: the leader publishes, then looks who is parked, so
             # one of the two always sees the other.
             self._parked[index] = True
-            if _latest(self._address) == ticket and not self._closed:
-                self._wake[index].acquire()
-            elif not self._parked[index]:
+            if (_latest(self._address) == ticket and not self._closed) or not self._parked[index]:
                 self._wake[index].acquire()
             self._parked[index] = False

@@ -36,7 +36,9 @@ def row_part_bytes(dtype: str, width: int) -> int:
 
 def _check(dtype: str, table: Addresses, units: int, what: str) -> None:
     if dtype not in TILE_BYTES:
-        raise InvalidInput(f"{what}: no kernels for dtype {dtype!r}; there are {sorted(TILE_BYTES)}")
+        raise InvalidInput(
+            f"{what}: no kernels for dtype {dtype!r}; there are {sorted(TILE_BYTES)}"
+        )
     if table.dtype != np.int64 or table.shape != (units,) or not table.flags.c_contiguous:
         raise InvalidInput(f"{what}: its table must be {units} contiguous int64 addresses")
 
@@ -149,7 +151,7 @@ class Activations:
     @property
     def stride(self) -> int:
         """Elements from row to row."""
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
 
 class KVRows:

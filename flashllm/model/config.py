@@ -1,4 +1,4 @@
-"""The shape of a model: foreign metadata is translated into this once, by its family, and frozen."""
+"""The shape of a model: foreign metadata is translated into this once, by its family."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ class ModelConfig:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - known):
-            raise CorruptModel(f"model config: unknown keys {unknown}; was it written by a newer flashllm?")
+            raise CorruptModel(
+                f"model config: unknown keys {unknown}; was it written by a newer flashllm?"
+            )
         try:
             return cls(**data)
         except TypeError as error:

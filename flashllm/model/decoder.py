@@ -119,9 +119,7 @@ class Decoder:
         empty = np.empty((0, self.config.vocab_size), np.float32)
         return np.concatenate(kept) if len(kept) > 1 else (kept or [empty])[0]
 
-    def forward(
-        self, tokens: ArrayLike, sequences: Seq[Sequence], positions: ArrayLike
-    ) -> Floats:
+    def forward(self, tokens: ArrayLike, sequences: Seq[Sequence], positions: ArrayLike) -> Floats:
         """One step of up to `capacity` rows: row i is a token of sequences[i] at positions[i].
 
         A sequence's rows come in the order of their positions and continue it without a gap.

@@ -22,7 +22,10 @@ from flashllm.layers.rope import RopeTable
 from flashllm.model.config import ModelConfig
 from flashllm.model.decoder import Decoder
 
-KV_DTYPES = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
+KV_DTYPES: dict[str, np.dtype[np.floating]] = {
+    "f16": np.dtype(np.float16),
+    "f32": np.dtype(np.float32),
+}
 """Dtypes keys and values may be kept in."""
 
 _LOGIT_ROWS = 32
@@ -52,7 +55,8 @@ def load_decoder(
         raise UnsupportedModel(f"{path}: heads of {config.head_dim} elements; multiples of 16 run")
     opened = kernels.load(backend, threads or machine.cpu().usable_cores)
     try:
-        with UnitReader(model) as reader:
+        # Read once and kept: from a warm page cache this takes half the time of direct reads.
+        with UnitReader(model, io="pread") as reader:
             units = ResidentUnits(model, reader, on_progress)
         kept_as = KV_DTYPES[kv_dtype] if kv_dtype else opened.kv_dtype
         return _Wiring(model, config, opened, units, kept_as).decoder(max_tokens_per_step)

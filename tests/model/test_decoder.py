@@ -58,7 +58,8 @@ def test_bitwise_whatever_the_chunks_and_threads(paths, dtype, codec):
 
 @pytest.mark.parametrize("codec", ["tile", "row"])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("f32", 1e-3), ("f16", 1e-3), ("bf16", 1e-3), ("q8", 0.05), ("q4", 0.05)]
+    ("dtype", "tolerance"),
+    [("f32", 1e-3), ("f16", 1e-3), ("bf16", 1e-3), ("q8", 0.05), ("q4", 0.05)],
 )
 def test_near_the_reference_backend(paths, dtype, codec, tolerance):
     """Keys and values in f16 and, for quantised weights, activations in int8 are the difference."""

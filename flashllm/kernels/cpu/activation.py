@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numba import float32, int32
+from numba import float32
 
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.work import share, unpack
@@ -19,8 +19,6 @@ from flashllm.kernels.simd import (
     mul,
     power_of_two,
     splat,
-    splat_i32,
-    store_f32,
     store_float,
     store_i8,
     store_i32,

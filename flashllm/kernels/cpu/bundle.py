@@ -12,7 +12,17 @@ from numba.extending import overload
 
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.activation import activate
-from flashllm.kernels.cpu.tiles import BF16, F16, F32, OPTIONS, Q4, Q4M, Q8, element_bytes, load_row_16
+from flashllm.kernels.cpu.tiles import (
+    BF16,
+    F16,
+    F32,
+    OPTIONS,
+    Q4,
+    Q4M,
+    Q8,
+    element_bytes,
+    load_row_16,
+)
 from flashllm.kernels.cpu.work import share, unpack
 from flashllm.kernels.simd import (
     add,

@@ -10,8 +10,16 @@ from flashllm.kernels import jit
 from flashllm.kernels.cpu.activation import activate, quantize_block
 from flashllm.kernels.cpu.tiles import BF16, F16, F32, Q4, Q4M, Q8, dot_1, dot_4, tile_bytes
 from flashllm.kernels.cpu.work import share, unpack
-from flashllm.kernels.simd import add, load_f32, load_int, mul, prefetch, prefetch_near, store_f32, zero
-
+from flashllm.kernels.simd import (
+    add,
+    load_f32,
+    load_int,
+    mul,
+    prefetch,
+    prefetch_near,
+    store_f32,
+    zero,
+)
 
 _NEAR = 1024
 """Bytes ahead of the tile being computed that are wanted in the first-level cache."""

@@ -59,7 +59,7 @@ Q4 = Format("q4", 288)
 Q4M = Format("q4m", 320)
 
 
-class _FormatType(types.Type):  # type: ignore[misc]
+class _FormatType(types.Type):
     def __init__(self, format: Format):
         self.format = format
         super().__init__(name=f"Format({format.name})")
