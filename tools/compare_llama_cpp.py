@@ -179,7 +179,10 @@ def rates(result: dict[str, Any], phase: str) -> list[float]:
 
 def run_json(command: list[object]) -> Any:
     """The JSON a command prints."""
-    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
+    words = [str(word) for word in command]
+    done = subprocess.run(words, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(f"exit code {done.returncode} from: {' '.join(words)}")
     return json.loads(done.stdout)
 
 
