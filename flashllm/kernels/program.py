@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from flashllm.errors import InvalidInput
 from flashllm.kernels.weights import (
+    QUANTIZED,
     Activations,
+    FineActivations,
     Floats,
     KVRows,
     RowFFN,
@@ -58,14 +60,14 @@ class Program(abc.ABC):
         self._rows("out", out, width)
         self._emit("rms_norm", x, weight, eps, out)
 
-    def quantize(self, x: Activations) -> None:
+    def quantize(self, x: Activations | FineActivations) -> None:
         """The int8 form of x.values."""
         self._activations("x", x, x.width)
-        self._emit("quantize", x)
+        self._emit("quantize" if isinstance(x, Activations) else "quantize_fine", x)
 
     def matmul(
         self,
-        x: Activations,
+        x: Activations | FineActivations,
         weight: TileMatrix,
         out: Floats,
         *,
@@ -75,7 +77,9 @@ class Program(abc.ABC):
         """out[t] = weight x[t], or out[t] += weight x[t]."""
         self._activations("x", x, weight.cols)
         self._rows("out", out, weight.rows)
-        self._emit("matmul", x, weight, accumulate, out, parallel=parallel)
+        fine = isinstance(x, FineActivations) and weight.dtype in QUANTIZED
+        name = "matmul_fine" if fine else "matmul"
+        self._emit(name, x, weight, accumulate, out, parallel=parallel)
 
     def rope(
         self,
@@ -176,7 +180,7 @@ class Program(abc.ABC):
                 f"{name}: shape {array.shape}, expected at least [{self.capacity}, {padded(width)}]"
             )
 
-    def _activations(self, name: str, x: Activations, width: int) -> None:
+    def _activations(self, name: str, x: Activations | FineActivations, width: int) -> None:
         self._rows(name, x.values, width)
 
     def _kv(self, kv: KVRows, layer: int, positions: Integers) -> None:

@@ -18,6 +18,7 @@ from flashllm.kernels.program import Integers, Program
 from flashllm.kernels.weights import (
     TILE_BYTES,
     Activations,
+    FineActivations,
     Floats,
     KVRows,
     RowFFN,
@@ -158,7 +159,24 @@ def quantize(rows: int, x: Activations) -> None:
     x.sums[:rows] = codes.sum(axis=2)
 
 
-def matmul(rows: int, x: Activations, weight: TileMatrix, accumulate: bool, out: Floats) -> None:
+def quantize_fine(rows: int, x: FineActivations) -> None:
+    """Twin of Program.quantize for FineActivations; products here use the exact floats."""
+    both = x.rows
+    both.values[0 : 2 * rows : 2] = x.values[:rows]
+    quantize(2 * rows, both)
+    codes = both.codes[: 2 * rows : 2].reshape(rows, -1, 32)
+    left = (codes * both.scales[: 2 * rows : 2, :, None]).reshape(rows, -1)
+    both.values[1 : 2 * rows : 2] = x.values[:rows] - left
+    quantize(2 * rows, both)
+
+
+def matmul(
+    rows: int,
+    x: Activations | FineActivations,
+    weight: TileMatrix,
+    accumulate: bool,
+    out: Floats,
+) -> None:
     """Twin of Program.matmul."""
     y = x.values[:rows, : weight.cols] @ matrix(weight).T
     out[:rows, : weight.rows] = out[:rows, : weight.rows] + y if accumulate else y
@@ -262,6 +280,7 @@ _STEPS: dict[str, Callable[..., None]] = {
         embed,
         rms_norm,
         quantize,
+        quantize_fine,
         matmul,
         rope,
         write_kv,
@@ -271,7 +290,7 @@ _STEPS: dict[str, Callable[..., None]] = {
         row_hidden,
         row_down,
     )
-}
+} | {"matmul_fine": matmul}
 
 
 class ReferenceProgram(Program):

@@ -27,12 +27,12 @@ class Attention:
 
     def record(self, program: Program, s: StepBuffers) -> None:
         """x += out(attention(norm(x)))."""
-        program.rms_norm(s.x, self.norm, self.norm_eps, s.normed.values)
+        program.rms_norm(s.x, self.norm, self.norm_eps, s.attention_in.values)
         if {self.query.dtype, self.key.dtype, self.value.dtype} & QUANTIZED:
-            program.quantize(s.normed)
-        program.matmul(s.normed, self.query, s.queries)
-        program.matmul(s.normed, self.key, s.keys, parallel=True)
-        program.matmul(s.normed, self.value, s.values, parallel=True)
+            program.quantize(s.attention_in)
+        program.matmul(s.attention_in, self.query, s.queries)
+        program.matmul(s.attention_in, self.key, s.keys, parallel=True)
+        program.matmul(s.attention_in, self.value, s.values, parallel=True)
         tables = (s.positions, self.rope.cos, self.rope.sin, self.rope_style)
         program.rope(s.queries, self.heads, *tables)
         program.rope(s.keys, s.kv.kv_heads, *tables, parallel=True)

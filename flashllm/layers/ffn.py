@@ -20,8 +20,8 @@ class FeedForward:
 
     def record(self, program: Program, s: StepBuffers) -> None:
         """x += down(act(gate(norm(x))) * up(norm(x)))."""
-        program.rms_norm(s.x, self.norm, self.norm_eps, s.normed.values)
+        program.rms_norm(s.x, self.norm, self.norm_eps, s.ffn_in.values)
         if self.weights.dtype in QUANTIZED:
-            program.quantize(s.normed)
-        program.ffn_hidden(s.normed, self.weights, self.activation, s.neurons)
+            program.quantize(s.ffn_in)
+        program.ffn_hidden(s.ffn_in, self.weights, self.activation, s.neurons)
         program.ffn_down(s.neurons, self.weights, s.x)

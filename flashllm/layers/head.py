@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from flashllm.kernels.program import Program
-from flashllm.kernels.weights import QUANTIZED, Activations, Floats, TileMatrix, padded
+from flashllm.kernels.weights import QUANTIZED, FineActivations, Floats, TileMatrix, padded
 from flashllm.layers.buffers import StepBuffers
 
 
@@ -31,7 +31,7 @@ class Head:
         self._program = program
         self._x: Floats = np.zeros((self.rows, padded(weight.cols)), np.float32)
         self._logits: Floats = np.zeros((self.rows, padded(weight.rows)), np.float32)
-        normed = Activations(self.rows, weight.cols)
+        normed = FineActivations(self.rows, weight.cols)
         program.rms_norm(self._x, norm, norm_eps, normed.values)
         if weight.dtype in QUANTIZED:
             program.quantize(normed)

@@ -8,7 +8,7 @@ from packing import DTYPES, Quantized, tile_matrix
 
 from flashllm import kernels
 from flashllm.cache.kv import Sequence
-from flashllm.kernels.weights import Activations, KVRows, padded
+from flashllm.kernels.weights import Activations, FineActivations, KVRows, padded
 from flashllm.layers.rope import RopeTable
 
 
@@ -76,6 +76,24 @@ def test_quantize(cpu, twin, magnitude):
     if magnitude > 1e-20:
         step = ours.scales.repeat(32, axis=1)
         assert (np.abs(ours.codes * step - ours.values) <= step * 0.5001).all()
+
+
+def test_fine_activations_keep_fifteen_bits(cpu, twin):
+    results = []
+    for backend in (cpu, twin):
+        x = FineActivations(3, 96)
+        x.values[:, :96] = np.random.default_rng(6).standard_normal((3, 96)) * 20
+        x.values[1] = 0
+        program = backend.program(3)
+        program.quantize(x)
+        program.run(3)
+        results.append(x)
+    ours, theirs = results
+    assert np.array_equal(ours.rows.codes, theirs.rows.codes)
+    parts = ours.rows.codes * ours.rows.scales.repeat(32, axis=1)
+    largest = np.abs(ours.values).reshape(3, -1, 32).max(axis=2).repeat(32, axis=1)
+    error = np.abs(parts[0::2] + parts[1::2] - ours.values)
+    assert (error <= largest / 127 / 254 * 0.51).all()
 
 
 @pytest.mark.parametrize("style", ["interleaved", "half"])

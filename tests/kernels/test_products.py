@@ -7,7 +7,7 @@ import pytest
 from packing import DTYPES, Quantized, row_ffn, tile_ffn, tile_matrix
 
 from flashllm import kernels
-from flashllm.kernels.weights import QUANTIZED, Activations, padded
+from flashllm.kernels.weights import QUANTIZED, Activations, FineActivations, padded
 
 SHAPES = [(16, 32), (48, 96), (33, 100), (272, 64)]
 
@@ -62,6 +62,24 @@ def test_matmul_is_the_dense_product(backend, dtype, shape):
     program.run(7)
     expected = 2 * (x.values[:, : shape[1]].astype(np.float64) @ w.dense().T.astype(np.float64))
     assert relative(out[:, : shape[0]], expected) < 2e-6
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_matmul_of_fine_activations_is_near_exact(backend, dtype, rows):
+    rng = np.random.default_rng(8)
+    w = Quantized(rng, 48, 160, dtype)
+    weight, _owners = tile_matrix(w, per_unit=2)
+    x = FineActivations(rows, 160)
+    x.values[:, :160] = rng.standard_normal((rows, 160)) * 4
+    out = np.full((rows, 64), 3, np.float32)
+    program = backend.program(rows)
+    program.quantize(x)
+    program.matmul(x, weight, out)
+    program.matmul(x, weight, out, accumulate=True)
+    program.run(rows)
+    expected = 2 * (x.values[:, :160].astype(np.float64) @ w.dense().T)
+    assert relative(out[:, :48], expected) < 5e-5
 
 
 @pytest.mark.parametrize("dtype", sorted(QUANTIZED))

@@ -13,12 +13,14 @@ from flashllm.kernels.simd import (
     div,
     fma,
     load_f32,
+    load_float,
     max_lanes,
     maximum,
     minimum,
     mul,
     power_of_two,
     splat,
+    store_f32,
     store_float,
     store_i8,
     store_i32,
@@ -90,16 +92,19 @@ def activate(x, function):
 
 @jit.inline
 def quantize_block(x, codes, scale, total):
-    """32 floats to int8 codes, one scale (largest magnitude / 127) and the sum of the codes."""
+    """32 floats to int8 codes, one scale (largest magnitude / 127) and the sum of the codes.
+
+    Returns the rounded numbers, in two vectors.
+    """
     low, high = load_f32(x), load_f32(x + 64)
     largest = max_lanes(maximum(absolute(low), absolute(high)))
     store_float(scale, float32(largest / float32(127.0)))
     inverse = splat(float32(float32(127.0) / largest if largest > TINY else 0.0))
-    low = to_int(round_nearest(mul(low, inverse)))
-    high = to_int(round_nearest(mul(high, inverse)))
-    store_i8(codes, low)
-    store_i8(codes + 16, high)
-    store_i32(total, sum_lanes_i32(add_i32(low, high)))
+    low, high = round_nearest(mul(low, inverse)), round_nearest(mul(high, inverse))
+    store_i8(codes, to_int(low))
+    store_i8(codes + 16, to_int(high))
+    store_i32(total, sum_lanes_i32(add_i32(to_int(low), to_int(high))))
+    return low, high
 
 
 @jit.op
@@ -109,3 +114,22 @@ def quantize(args, rows, thread, threads):
     first, last = share(rows * groups, thread, threads)
     for g in range(first, last):
         quantize_block(values + 128 * g, codes + 32 * g, scales + 4 * g, sums + 4 * g)
+
+
+@jit.op
+def quantize_fine(args, rows, thread, threads):
+    """FineActivations: row 2t is row t in int8, row 2t + 1 what that left over, in int8 as well."""
+    x, values, codes, scales, sums, groups = unpack(args, 6)
+    first, last = share(rows * groups, thread, threads)
+    for task in range(first, last):
+        t = task // groups
+        g = task + t * groups
+        rest = g + groups
+        source, to = x + 128 * task, values + 128 * g
+        store_f32(to, load_f32(source))
+        store_f32(to + 64, load_f32(source + 64))
+        low, high = quantize_block(to, codes + 32 * g, scales + 4 * g, sums + 4 * g)
+        step, to = splat(float32(-load_float(scales + 4 * g))), values + 128 * rest
+        store_f32(to, fma(low, step, load_f32(source)))
+        store_f32(to + 64, fma(high, step, load_f32(source + 64)))
+        quantize_block(to, codes + 32 * rest, scales + 4 * rest, sums + 4 * rest)

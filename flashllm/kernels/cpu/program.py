@@ -17,6 +17,7 @@ from flashllm.kernels.weights import (
     QUANTIZED,
     TILE_ROWS,
     Activations,
+    FineActivations,
     Floats,
     KVRows,
     RowFFN,
@@ -82,14 +83,23 @@ class CPUProgram(Program):
         values, codes, scales, sums, stride = _activations(x)
         return activation.quantize, [values, codes, scales, sums, stride // 32]
 
+    def _encode_quantize_fine(self, x: FineActivations) -> Encoded:
+        values, codes, scales, sums, stride = _activations(x.rows)
+        words = [_at(x.values), values, codes, scales, sums, stride // 32]
+        return activation.quantize_fine, words
+
     def _encode_matmul(
-        self, x: Activations, weight: TileMatrix, accumulate: bool, out: Floats
+        self, x: Activations | FineActivations, weight: TileMatrix, accumulate: bool, out: Floats
     ) -> Encoded:
-        words = [_at(weight.table), weight.panels, weight.panels_per_unit, weight.blocks]
-        return (
-            _pick(dense, "matmul", weight.dtype),
-            [*_activations(x), *words, *_rows(out), int(accumulate)],
-        )
+        inputs = _activations(x) if isinstance(x, Activations) else _floats_alone(x.values)
+        words = [*inputs, *_panels(weight), *_rows(out), int(accumulate)]
+        return _pick(dense, "matmul", weight.dtype), words
+
+    def _encode_matmul_fine(
+        self, x: FineActivations, weight: TileMatrix, accumulate: bool, out: Floats
+    ) -> Encoded:
+        words = [*_activations(x.rows), *_panels(weight), *_rows(out), int(accumulate)]
+        return _pick(dense, "matmul_fine", weight.dtype), words
 
     def _encode_rope(
         self, x: Floats, heads: int, positions: Integers, cos: Floats, sin: Floats, style: str
@@ -159,6 +169,14 @@ def _at(array: NDArray[Any]) -> int:
 
 def _rows(array: Floats) -> list[int]:
     return [_at(array), array.shape[1]]
+
+
+def _panels(weight: TileMatrix) -> list[int]:
+    return [_at(weight.table), weight.panels, weight.panels_per_unit, weight.blocks]
+
+
+def _floats_alone(values: Floats) -> list[int]:
+    return [_at(values), 0, 0, 0, values.shape[1]]
 
 
 def _activations(x: Activations) -> list[int]:
