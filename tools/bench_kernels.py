@@ -17,6 +17,7 @@ import numpy as np
 
 from flashllm import kernels
 from flashllm.kernels import bandwidth
+from flashllm.kernels.memory import huge_buffer
 from flashllm.kernels.weights import TILE_BYTES, Activations, TileFFN, TileMatrix, padded
 
 DTYPES = ("f32", "f16", "bf16", "q8", "q4", "q4m")
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument("--unit-blocks", type=int, default=0)
     options = parser.parse_args()
     rows, cols = (int(n) for n in options.shape.split("x"))
-    buffer = bandwidth.huge_buffer(options.size_mb << 20)
+    buffer = huge_buffer(options.size_mb << 20)
     print(f"{rows} x {cols}, {options.size_mb} MiB; GB/s of weights (share of reads in this row)")
     print(f"{'dtype':6} {'threads':7} {'read':>7} {'matmul':>14} {'hidden':>14} {'down':>14}")
     for dtype in options.dtypes.split(","):
