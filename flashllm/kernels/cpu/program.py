@@ -126,7 +126,7 @@ class CPUProgram(Program):
         kv: KVRows,
         out: Floats,
     ) -> Encoded:
-        scratch = self._scratch((self._team.threads, 16))
+        scratch = self._scratch((self._team.threads, 64))
         words = [*_rows(queries), heads, _bits(scale), layer, _at(positions), _at(kv.table)]
         words += [*_rows(out), kv.kv_heads, kv.head_dim, _at(scratch)]
         return _pick(attention, "attend", _KV_NAMES[kv.dtype.name]), words
