@@ -44,6 +44,11 @@ def test_help_names_every_verb_and_imports_none_of_the_heavy_parts() -> None:
     assert all(re.search(rf"^  {verb} ", done.stdout, re.MULTILINE) for verb in VERBS)
 
 
+def test_every_verb_is_documented() -> None:
+    documented = (ROOT / "docs" / "cli.md").read_text()
+    assert all(re.search(rf"^\| `{verb}[ `]", documented, re.MULTILINE) for verb in VERBS)
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_every_verb_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
