@@ -16,7 +16,8 @@ from flashllm.errors import EngineError, InvalidInput
 
 Logits = npt.NDArray[np.float32]
 
-PENALTY_WINDOW = 64
+# llama.cpp looks back 64 tokens; a small model was seen to loop with a period of 70.
+PENALTY_WINDOW = 256
 """Tokens that the repeat penalty looks back on, as llama.cpp's --repeat-last-n."""
 
 _MAX_STOPS = 64
@@ -42,7 +43,7 @@ class SamplingParams:
 
     temperature: 0 always takes the most likely token. top_k: keep the k most likely (0: all).
     top_p: keep the most likely that together have this probability. min_p: keep those at least
-    this share of the most likely. repeat_penalty: over 1 discourages the last 64 tokens.
+    this share of the most likely. repeat_penalty: over 1 discourages the last 256 tokens.
     seed: the same seed gives the same choices; None draws one. max_tokens: None means until the
     model ends its reply or the context is full. stop: texts that end the reply, left out of it.
     """

@@ -109,8 +109,8 @@ def _prune(root: Path) -> None:
 
 
 def kernels_are_compiled() -> bool:
-    """Whether this machine has run these kernels before, so that starting is quick."""
-    return any(cache_directory().glob("*.nbi"))
+    """Whether this machine has run a model on these kernels before, so that starting is quick."""
+    return any(cache_directory().glob("dense.*.nbi"))
 
 
 class _Locator(caching._CacheLocator):

@@ -94,11 +94,11 @@ def test_the_repeat_penalty_is_llama_cpps() -> None:
     assert logits[0] == 2.0, "the caller's logits are left alone"
 
 
-def test_the_penalty_looks_back_on_64_tokens_and_on_its_own() -> None:
+def test_the_penalty_looks_back_on_256_tokens_and_on_its_own() -> None:
     logits = np.array([2.0, 1.5, 1.0], dtype=np.float32)
     params = SamplingParams(temperature=0, repeat_penalty=1.9)
-    assert Sampler(params, [0] + [2] * 63).sample(logits) == 1
-    assert Sampler(params, [0] + [2] * 64).sample(logits) == 0
+    assert Sampler(params, [0] + [2] * 255).sample(logits) == 1
+    assert Sampler(params, [0] + [2] * 256).sample(logits) == 0
     sampler = Sampler(params)
     assert [sampler.sample(logits) for _ in range(2)] == [0, 1]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import flashllm
+from flashllm.kernels import jit
 
 PACKAGE = Path(flashllm.__file__).parent
 
@@ -21,7 +22,7 @@ from flashllm import kernels
 from flashllm.kernels import jit
 from flashllm.kernels.weights import Activations
 
-fresh = not jit.kernels_are_compiled()
+fresh = not any(jit.cache_directory().iterdir())
 backend = kernels.load("cpu", 1)
 x = Activations(1, 64)
 x.values[:] = 5
@@ -63,6 +64,15 @@ def test_an_edited_callee_is_never_served_from_the_cache(run):
     stored = "b.trunc(value, ir.VectorType(I8, 16))"
     edit = ("simd/memory.py", stored, "ir.Constant(ir.VectorType(I8, 16), [7] * 16)")
     assert run(edit)[:2] == (7, True)
+
+
+def test_only_a_model_s_kernels_count_as_compiled(tmp_path, monkeypatch):
+    """Measuring bandwidth compiles one kernel; a chat would still begin with a long silence."""
+    monkeypatch.setattr(jit, "cache_directory", lambda: tmp_path)
+    (tmp_path / "bandwidth._read-25.py311.nbi").touch()
+    assert not jit.kernels_are_compiled()
+    (tmp_path / "dense.matmul_q8-300.py311.nbi").touch()
+    assert jit.kernels_are_compiled()
 
 
 def test_a_damaged_cache_is_compiled_again(run):
