@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.kernels.cpu import activation, attention, bundle, dense, elementwise
+from flashllm.kernels.cpu import activation, attention, bundle, dense, elementwise, feed_forward
 from flashllm.kernels.jit import Op
 from flashllm.kernels.program import Program
 from flashllm.kernels.team import Team
@@ -136,13 +136,17 @@ class CPUProgram(Program):
     ) -> Encoded:
         words = [_at(ffn.table), len(ffn.table), ffn.blocks_per_unit, -(-ffn.width // 32)]
         words += [activation.FUNCTIONS[function], int(ffn.down_dtype in QUANTIZED)]
-        return _pick(dense, "ffn_hidden", ffn.dtype), [*_activations(x), *_activations(out), *words]
+        return _pick(feed_forward, "ffn_hidden", ffn.dtype), [
+            *_activations(x),
+            *_activations(out),
+            *words,
+        ]
 
     def _encode_ffn_down(self, h: Activations, ffn: TileFFN, out: Floats) -> Encoded:
         partial = self._scratch((self.capacity, out.shape[1]))
         words = [_at(ffn.table), len(ffn.table), ffn.blocks_per_unit, 2 * ffn.gate_bytes]
         words += [-(-ffn.width // TILE_ROWS), _at(partial), *_rows(out)]
-        return _pick(dense, "ffn_down", ffn.down_dtype), [*_activations(h), *words]
+        return _pick(feed_forward, "ffn_down", ffn.down_dtype), [*_activations(h), *words]
 
     def _encode_row_hidden(
         self, x: Activations, ffn: RowFFN, function: str, out: Activations
