@@ -215,6 +215,8 @@ def gguf_value(value: Any) -> bytes:
     if isinstance(value, list):
         items = [gguf_value(item) for item in value]
         kind = items[0][:4] if items else struct.pack("<I", 4)
+        if kind == struct.pack("<I", 4):
+            kind = struct.pack("<I", 5)  # As other writers do; llama.cpp insists for token types.
         return (
             struct.pack("<I", 9)
             + kind

@@ -42,10 +42,7 @@ def understand(file: GGUFFile) -> Source:
         raise CorruptModel(f"{file.path}: names no general.architecture; it is not a model")
     family = family_of(architecture)
     has_output = family.gguf_names["output"] in file.header.tensors
-    try:
-        config = family.config_from_gguf(file.header.metadata, has_output)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise CorruptModel(f"{file.path}: its metadata is of the wrong types: {error}") from None
+    config = family.config_from_gguf(file.header.metadata, has_output)
     tensors = _tensor_names(family, config)
     shapes = _shapes(config)
     for role, tensor in tensors.items():

@@ -27,8 +27,21 @@ class Family:
     """(metadata, has an output tensor of its own) to config; raises CorruptModel."""
 
 
-def required(metadata: Mapping[str, Any], key: str) -> Any:
-    """metadata[key], or CorruptModel naming the missing key."""
-    if key not in metadata:
+def integer(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """metadata[key], a positive whole number. Raises CorruptModel naming the key."""
+    value = metadata.get(key, default)
+    if value is None:
         raise CorruptModel(f"GGUF metadata lacks {key!r}; the file is incomplete")
-    return metadata[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CorruptModel(f"GGUF metadata: {key} is {value!r}, expected a positive whole number")
+    return value
+
+
+def number(metadata: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """metadata[key], a number. Raises CorruptModel naming the key."""
+    value = metadata.get(key, default)
+    if value is None:
+        raise CorruptModel(f"GGUF metadata lacks {key!r}; the file is incomplete")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise CorruptModel(f"GGUF metadata: {key} is {value!r}, expected a number")
+    return float(value)

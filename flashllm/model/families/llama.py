@@ -7,7 +7,7 @@ from typing import Any
 
 from flashllm.errors import UnsupportedModel
 from flashllm.model.config import ModelConfig
-from flashllm.model.families.base import Family, required
+from flashllm.model.families.base import Family, integer, number
 
 
 def config_from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
@@ -18,26 +18,27 @@ def config_from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConf
         )
     if metadata.get("llama.expert_count", 0):
         raise UnsupportedModel("mixture-of-experts models are not supported yet")
-    hidden = required(metadata, "llama.embedding_length")
-    heads = required(metadata, "llama.attention.head_count")
-    head_dim = metadata.get("llama.attention.key_length") or hidden // max(heads, 1)
-    rotary = metadata.get("llama.rope.dimension_count", head_dim)
+    hidden = integer(metadata, "llama.embedding_length")
+    heads = integer(metadata, "llama.attention.head_count")
+    head_dim = integer(metadata, "llama.attention.key_length", max(hidden // heads, 1))
+    rotary = integer(metadata, "llama.rope.dimension_count", head_dim)
     if rotary != head_dim:
         raise UnsupportedModel(f"partial rotary ({rotary} of {head_dim}) is not supported yet")
-    vocab = metadata.get("llama.vocab_size") or len(required(metadata, "tokenizer.ggml.tokens"))
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    known = len(tokens) if isinstance(tokens, list) and tokens else None
     return ModelConfig(
         family="llama",
         hidden_size=hidden,
-        ffn_size=required(metadata, "llama.feed_forward_length"),
-        n_layers=required(metadata, "llama.block_count"),
+        ffn_size=integer(metadata, "llama.feed_forward_length"),
+        n_layers=integer(metadata, "llama.block_count"),
         n_heads=heads,
-        n_kv_heads=metadata.get("llama.attention.head_count_kv", heads),
+        n_kv_heads=integer(metadata, "llama.attention.head_count_kv", heads),
         head_dim=head_dim,
-        vocab_size=vocab,
-        context_length=required(metadata, "llama.context_length"),
-        rope_theta=float(metadata.get("llama.rope.freq_base", 10000.0)),
+        vocab_size=integer(metadata, "llama.vocab_size", known),
+        context_length=integer(metadata, "llama.context_length"),
+        rope_theta=number(metadata, "llama.rope.freq_base", 10000.0),
         rope_style="interleaved",
-        norm_eps=float(required(metadata, "llama.attention.layer_norm_rms_epsilon")),
+        norm_eps=number(metadata, "llama.attention.layer_norm_rms_epsilon"),
         tied_head=not has_output,
     )
 
