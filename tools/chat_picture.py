@@ -1,6 +1,6 @@
 """Makes docs/chat.svg from a real chat: types into `flashllm chat` in a terminal of its own.
 
-Needs Linux or macOS, and `pip install pyte`. Run: python docs/chat_picture.py
+Needs Linux or macOS, and `pip install pyte`. Run: python tools/chat_picture.py
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Terminal(pyte.Screen):
 
 
 def main() -> None:
-    """Chat, and write the picture beside this file."""
+    """Chat, and write the picture."""
     command = [sys.executable, "-m", "flashllm", "chat", "--seed", "1"]
     terminal = Terminal(command)
     terminal.wait()
@@ -83,7 +83,7 @@ def main() -> None:
     picture.print(Text("$ python -m flashllm chat", style="bold"))
     for number in range(terminal.cursor.y):
         picture.print(terminal.row(number), no_wrap=True)
-    target = Path(__file__).with_name("chat.svg")
+    target = Path(__file__).parents[1] / "docs" / "chat.svg"
     target.write_text(picture.export_svg(title="flashllm"), encoding="utf-8")
     terminal.leave()
 
