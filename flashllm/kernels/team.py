@@ -10,6 +10,7 @@ needs a system library); this barrier costs 0.03 to 0.2 us.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from types import TracebackType
@@ -34,7 +35,7 @@ _SPINS_BEFORE_PARKING = 20_000
 _LINE = 8
 """int64 words of a cache line: each shared word has its own."""
 _ARRIVED, _GENERATION, _TICKET, _STOP = (_LINE * i for i in range(4))
-_PROGRAM, _COUNT, _ROWS = _LINE * 4, _LINE * 4 + 1, _LINE * 4 + 2
+_PROGRAM, _COUNT, _ROWS, _YIELD = (_LINE * 4 + i for i in range(4))
 _SHARED_WORDS = _LINE * 5
 
 
@@ -81,9 +82,25 @@ def _pause(context):
     return types.none(), codegen
 
 
-_yield_cpu = types.ExternalFunction(
-    "SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32()
-)
+def _yield_address() -> int:
+    """Address of the system's "let another thread run", found as the platform offers it."""
+    if sys.platform == "win32":
+        function = ctypes.windll.kernel32.SwitchToThread
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+@intrinsic
+def _yield_cpu(context, address):
+    """Call the function at `address`, which takes nothing and returns an int."""
+
+    def codegen(ctx, b, sig, args):
+        kind = ir.FunctionType(I32, [])
+        b.call(b.inttoptr(args[0], kind.as_pointer()), [])
+        return ctx.get_dummy_value()
+
+    return types.none(types.intp), codegen
 
 
 @intrinsic
@@ -111,7 +128,7 @@ def _barrier(shared, threads):
         _pause()
         spins += 1
         if spins > _SPINS_BEFORE_YIELD:
-            _yield_cpu()
+            _yield_cpu(load_int(shared + 8 * _YIELD))
 
 
 @jit.inline
@@ -173,6 +190,7 @@ class Team:
         self.threads = threads
         self._shared = np.zeros(_SHARED_WORDS + _LINE, np.int64)
         self._address = -(-self._shared.ctypes.data // 64) * 64
+        self._write(_YIELD, _yield_address())
         self._unfinished: tuple[int, int, int] | None = None
         self._closed = False
         # Numba releases the GIL inside an entry but compiles under a lock: compile them now, so
@@ -214,7 +232,7 @@ class Team:
         if self._closed:
             return
         self._closed = True
-        self._shared[(self._address - self._shared.ctypes.data) // 8 + _STOP] = 1
+        self._write(_STOP, 1)
         self._wake_parked()
         for worker in self._workers:
             worker.join()
@@ -229,6 +247,9 @@ class Team:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _write(self, word: int, value: int) -> None:
+        self._shared[(self._address - self._shared.ctypes.data) // 8 + word] = value
 
     def _wake_parked(self) -> None:
         for i, parked in enumerate(self._parked):
