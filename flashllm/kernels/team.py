@@ -35,7 +35,7 @@ _SPINS_BEFORE_PARKING = 20_000
 _LINE = 8
 """int64 words of a cache line: each shared word has its own."""
 _ARRIVED, _GENERATION, _TICKET, _STOP = (_LINE * i for i in range(4))
-_PROGRAM, _COUNT, _ROWS, _YIELD = (_LINE * 4 + i for i in range(4))
+_PROGRAM, _COUNT, _ROWS, _YIELD, _LED = (_LINE * 4 + i for i in range(5))
 _SHARED_WORDS = _LINE * 5
 
 
@@ -145,17 +145,31 @@ def _walk(shared, program, count, rows, thread, threads):
 
 @jit.entry
 def _publish(shared, program, count, rows):
-    """Hand a program to the workers."""
+    """Hand a program to the team."""
     _atomic_store(shared + 8 * _PROGRAM, program)
     _atomic_store(shared + 8 * _COUNT, count)
     _atomic_store(shared + 8 * _ROWS, rows)
     _atomic_add(shared + 8 * _TICKET, 1)
 
 
+@jit.inline
+def _take_part(shared, thread, threads):
+    """Walk the program that was handed out last."""
+    program = _atomic_load(shared + 8 * _PROGRAM)
+    count = _atomic_load(shared + 8 * _COUNT)
+    _walk(shared, program, count, _atomic_load(shared + 8 * _ROWS), thread, threads)
+
+
 @jit.entry
-def _lead(shared, program, count, rows, threads):
-    """The calling thread's part: it is thread 0."""
-    _walk(shared, program, count, rows, 0, threads)
+def _lead(shared, threads):
+    """The calling thread's part: it is thread 0, and notes which ticket it has led."""
+    _take_part(shared, 0, threads)
+    _atomic_store(shared + 8 * _LED, _atomic_load(shared + 8 * _TICKET))
+
+
+@jit.entry
+def _has_led_all(shared):
+    return _atomic_load(shared + 8 * _LED) == _atomic_load(shared + 8 * _TICKET)
 
 
 @jit.entry
@@ -175,9 +189,7 @@ def _follow(shared, ticket, thread, threads):
             _pause()
             spins += 1
             continue
-        program = _atomic_load(shared + 8 * _PROGRAM)
-        count = _atomic_load(shared + 8 * _COUNT)
-        _walk(shared, program, count, _atomic_load(shared + 8 * _ROWS), thread, threads)
+        _take_part(shared, thread, threads)
         ticket = latest
         spins = 0
     return ticket
@@ -191,12 +203,12 @@ class Team:
         self._shared = np.zeros(_SHARED_WORDS + _LINE, np.int64)
         self._address = -(-self._shared.ctypes.data // 64) * 64
         self._write(_YIELD, _yield_address())
-        self._unfinished: tuple[int, int, int] | None = None
         self._closed = False
         # Numba releases the GIL inside an entry but compiles under a lock: compile them now, so
         # that no worker waits for the compiler while the leader waits for the worker.
         _publish.compile((types.intp,) * 4)
-        _lead.compile((types.intp,) * 5)
+        _lead.compile((types.intp,) * 2)
+        _has_led_all.compile((types.intp,))
         _latest.compile((types.intp,))
         _follow.compile((types.intp,) * 4)
         self._wake = [threading.Semaphore(0) for _ in range(threads - 1)]
@@ -215,23 +227,17 @@ class Team:
         """
         if self._closed:
             raise EngineError("the kernels' threads are closed; open the model again")
-        if self._unfinished:
-            # Ctrl-C arrived after the workers had been told and before this thread joined in.
-            self._wake_parked()
-            _lead(self._address, *self._unfinished, self.threads)
-            self._unfinished = None
-        if self.threads > 1:
-            self._unfinished = (program, count, rows)
-            _publish(self._address, program, count, rows)
-            self._wake_parked()
-        _lead(self._address, program, count, rows, self.threads)
-        self._unfinished = None
+        self._catch_up()
+        _publish(self._address, program, count, rows)
+        self._wake_parked()
+        _lead(self._address, self.threads)
 
     def close(self) -> None:
         """Stop and join the workers."""
         if self._closed:
             return
         self._closed = True
+        self._catch_up()
         self._write(_STOP, 1)
         self._wake_parked()
         for worker in self._workers:
@@ -247,6 +253,15 @@ class Team:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _catch_up(self) -> None:
+        """Walk what Ctrl-C kept this thread from: its workers wait in a barrier meanwhile.
+
+        Native code keeps both counts, so it cannot strike between an act and its record.
+        """
+        if not _has_led_all(self._address):
+            self._wake_parked()
+            _lead(self._address, self.threads)
 
     def _write(self, word: int, value: int) -> None:
         self._shared[(self._address - self._shared.ctypes.data) // 8 + word] = value

@@ -43,8 +43,11 @@ def wait_until_parked(backend):
         time.sleep(0.001)
 
 
+@pytest.mark.parametrize("closed_at_once", [False, True])
 @pytest.mark.parametrize("parked", [False, True])
-def test_an_interrupt_between_telling_and_joining_is_made_up_for(monkeypatch, parked):
+def test_an_interrupt_between_telling_and_joining_is_made_up_for(
+    monkeypatch, parked, closed_at_once
+):
     backend = kernels.load("cpu", 2)
     x, program = quantizer(backend, 3)
     program.run(3)
@@ -58,9 +61,31 @@ def test_an_interrupt_between_telling_and_joining_is_made_up_for(monkeypatch, pa
         patch.setattr(team_module.Team, "_wake_parked", interrupted)
         with pytest.raises(KeyboardInterrupt):
             program.run(3)
-    x.values[:] = 2
+    if not closed_at_once:
+        x.values[:] = 2
+        program.run(3)
+        assert np.allclose(x.scales, 2 / 127)
+    backend.close()
+
+
+def test_an_interrupt_just_after_the_walk_leaves_nothing_to_make_up(monkeypatch):
+    """A leader that walked the program again would wait for workers that never come."""
+    backend = kernels.load("cpu", 2)
+    x, program = quantizer(backend, 3)
     program.run(3)
-    assert np.allclose(x.scales, 2 / 127)
+    lead = team_module._lead
+
+    def led_then_interrupted(*args):
+        lead(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(team_module, "_lead", led_then_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            program.run(3)
+    x.values[:] = 4
+    program.run(3)
+    assert np.allclose(x.scales, 4 / 127)
     backend.close()
 
 
