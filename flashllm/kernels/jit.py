@@ -171,10 +171,6 @@ class Op:
         compiled.compile()
         return compiled
 
-    def assembly(self) -> str:
-        """The optimised LLVM IR, for looking at what a kernel became."""
-        return str(self._compiled.inspect_llvm())
-
 
 def op(function: Callable[..., None]) -> Op:
     """Make `function(args, rows, thread, threads)` a kernel a program can run."""

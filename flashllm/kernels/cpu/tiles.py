@@ -41,22 +41,23 @@ from flashllm.kernels.simd import (
     to_float,
     zero,
 )
+from flashllm.kernels.weights import TILE_BYTES
 
 
 class Format:
     """A weight dtype as a value that kernels specialise on when they are compiled."""
 
-    def __init__(self, name: str, tile_bytes: int):
+    def __init__(self, name: str):
         self.name = name
-        self.tile_bytes = tile_bytes
+        self.tile_bytes = TILE_BYTES[name]
 
 
-F32 = Format("f32", 2048)
-F16 = Format("f16", 1024)
-BF16 = Format("bf16", 1024)
-Q8 = Format("q8", 544)
-Q4 = Format("q4", 288)
-Q4M = Format("q4m", 320)
+F32 = Format("f32")
+F16 = Format("f16")
+BF16 = Format("bf16")
+Q8 = Format("q8")
+Q4 = Format("q4")
+Q4M = Format("q4m")
 
 
 class _FormatType(types.Type):

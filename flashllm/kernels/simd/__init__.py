@@ -56,18 +56,15 @@ from flashllm.kernels.simd.memory import (
     load_u8_as_float,
     prefetch,
     prefetch_near,
-    store_f16,
     store_f32,
     store_float,
     store_half,
     store_i8,
     store_i32,
 )
-from flashllm.kernels.simd.vectors import I8, I16, I32, I64, load_at
+from flashllm.kernels.simd.vectors import I32, I64, load_at
 
 __all__ = [
-    "I8",
-    "I16",
     "I32",
     "I64",
     "absolute",
@@ -108,7 +105,6 @@ __all__ = [
     "splat",
     "splat_i32",
     "spread_pair",
-    "store_f16",
     "store_f32",
     "store_float",
     "store_half",

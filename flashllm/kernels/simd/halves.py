@@ -50,25 +50,23 @@ def extend_half(b: ir.IRBuilder, half: Any) -> Any:
 
 
 def truncate_to_half(b: ir.IRBuilder, value: Any) -> Any:
-    """Floats to halves (as i16): nearest even, saturated at the largest finite half.
+    """One float to a half (as i16): nearest even, saturated at the largest finite half.
 
     Without conversion instructions: an addition rounds small numbers at a half's subnormal step,
     the others round by their own bits.
     """
-    vector = isinstance(value.type, ir.VectorType)
-    ints, halves = (i32x16.ir, ir.VectorType(I16, 16)) if vector else (I32, I16)
     for sign, limit in ((">", 65504.0), ("<", -65504.0)):
-        bound = _like(value, limit, F32)
+        bound = ir.Constant(F32, limit)
         value = b.select(b.fcmp_ordered(sign, value, bound), bound, value)
     if _converts_halves():
-        return b.bitcast(b.fptrunc(value, ir.VectorType(F16, 16) if vector else F16), halves)
-    bits = b.bitcast(value, ints)
-    sign_bit = b.and_(b.lshr(bits, _like(bits, 16, I32)), _like(bits, 0x8000, I32))
-    magnitude = b.and_(bits, _like(bits, 0x7FFFFFFF, I32))
-    odd = b.and_(b.lshr(magnitude, _like(bits, 13, I32)), _like(bits, 1, I32))
-    rebased = b.add(magnitude, _like(bits, 0xFFF - (112 << 23), I32))
-    normal = b.lshr(b.add(rebased, odd), _like(bits, 13, I32))
-    sum_ = b.fadd(b.bitcast(magnitude, value.type), _like(value, 0.5, F32))
-    subnormal = b.sub(b.bitcast(sum_, ints), _like(bits, 0x3F000000, I32))
-    is_small = b.icmp_unsigned("<", magnitude, _like(bits, 113 << 23, I32))
-    return b.trunc(b.or_(b.select(is_small, subnormal, normal), sign_bit), halves)
+        return b.bitcast(b.fptrunc(value, F16), I16)
+    bits = b.bitcast(value, I32)
+    sign_bit = b.and_(b.lshr(bits, I32(16)), I32(0x8000))
+    magnitude = b.and_(bits, I32(0x7FFFFFFF))
+    odd = b.and_(b.lshr(magnitude, I32(13)), I32(1))
+    rebased = b.add(magnitude, I32(0xFFF - (112 << 23)))
+    normal = b.lshr(b.add(rebased, odd), I32(13))
+    rounded = b.fadd(b.bitcast(magnitude, F32), ir.Constant(F32, 0.5))
+    subnormal = b.sub(b.bitcast(rounded, I32), I32(0x3F000000))
+    is_small = b.icmp_unsigned("<", magnitude, I32(113 << 23))
+    return b.trunc(b.or_(b.select(is_small, subnormal, normal), sign_bit), I16)

@@ -57,12 +57,6 @@ def load_f16(b, address):
     return extend_half(b, load_at(b, address, ir.VectorType(I16, 16)))
 
 
-@operation(types.none, types.intp, f32x16)
-def store_f16(b, address, value):
-    """Write 16 floats as halves: nearest even, saturated at the largest finite half."""
-    store_at(b, truncate_to_half(b, value), address)
-
-
 @operation(u8x64, types.intp)
 def broadcast_4(b, address):
     """4 bytes repeated 16 times: four int8 activations against four columns of 16 rows."""
@@ -137,7 +131,7 @@ def load_half(b, address):
 
 @operation(types.none, types.intp, types.float32)
 def store_half(b, address, value):
-    """Write one float as a half, rounded and saturated as store_f16 does."""
+    """Write one float as a half: nearest even, saturated at the largest finite half."""
     store_at(b, truncate_to_half(b, value), address)
 
 
