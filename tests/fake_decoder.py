@@ -18,6 +18,7 @@ from flashllm.generate.session import ChatModel
 from flashllm.generate.template import CHATML, ChatTemplate
 from flashllm.generate.tokenizer import Tokenizer, files_from_gguf
 from flashllm.model.config import ModelConfig
+from flashllm.model.specs import AttentionSpec, FFNSpec, LayerKind, NormSpec, RopeSpec
 
 VOCAB = 320
 LAYERS = 3
@@ -61,9 +62,10 @@ class FakeDecoder:
 
     def __init__(self, context: int = 512, chunk: int = 8, ends: float = 0.02) -> None:
         self.config = ModelConfig(
-            family="llama", hidden_size=64, ffn_size=96, n_layers=LAYERS, n_heads=4, n_kv_heads=2,
-            head_dim=16, vocab_size=VOCAB, context_length=context, rope_theta=1e4,
-            rope_style="interleaved", norm_eps=1e-5, tied_head=True,
+            family="llama", hidden_size=64, vocab_size=VOCAB, context_length=context,
+            norm=NormSpec("rms", 1e-5), attention=AttentionSpec(4, 2, 16, 0.25),
+            ffn=FFNSpec(96, "silu"), kinds=(LayerKind(RopeSpec(1e4, 16, "interleaved")),),
+            layers=(0,) * LAYERS, tied_head=True,
         )  # fmt: skip
         self.resident_bytes = 1000
         self.chunk = chunk

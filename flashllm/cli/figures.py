@@ -72,8 +72,9 @@ class Totals:
 def model_lines(llm: LLM) -> str:
     """What the model is."""
     config = llm.config
-    shape = f"{config.n_layers} layers of {config.hidden_size}, {config.n_heads} heads"
-    shared = f" on {config.n_kv_heads} keys" if config.n_kv_heads != config.n_heads else ""
+    shape = f"{config.n_layers} layers of {config.hidden_size}, {config.attention.heads} heads"
+    kv_heads = config.attention.kv_heads
+    shared = f" on {kv_heads} keys" if kv_heads != config.attention.heads else ""
     rows = [
         ("model", f"{llm.name}, {config.family} family"),
         ("shape", f"{shape}{shared}, vocabulary of {config.vocab_size}"),

@@ -11,6 +11,7 @@ import click
 
 from flashllm.cli.options import json_option, model_argument
 from flashllm.hub import manifests, store
+from flashllm.model.config import ModelConfig
 from flashllm.sizes import format_size
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def weights_of(part: Part) -> Counter[str]:
 def describe(path: Path, model: FlashModel, template: str | None) -> list[tuple[str, str]]:
     """(label, text) of each fact, for human eyes."""
     told = facts(path, model)
-    config = told["config"]
+    config = ModelConfig.from_json(told["config"])
+    heads = config.attention
     weights = [
         f"{dtype}: {entry['weights'] / 1e6:.1f} M in {format_size(entry['bytes'])}"
         for dtype, entry in told["weights"].items()
@@ -106,12 +108,11 @@ def describe(path: Path, model: FlashModel, template: str | None) -> list[tuple[
         ("folder", told["path"]),
         ("licence", told["licence"] or "not told"),
         ("source", f"{told['source'].get('path')} ({told['source'].get('format')})"),
-        ("family", f"{config.get('family')}, made for {config.get('context_length')} tokens"),
+        ("family", f"{config.family}, made for {config.context_length} tokens"),
         (
             "shape",
-            f"{config.get('n_layers')} layers, width {config.get('hidden_size')}, "
-            f"FFN {config.get('ffn_size')}, heads {config.get('n_heads')} on "
-            f"{config.get('n_kv_heads')} keys, vocabulary {config.get('vocab_size')}",
+            f"{config.n_layers} layers, width {config.hidden_size}, FFN {config.ffn.size}, "
+            f"heads {heads.heads} on {heads.kv_heads} keys, vocabulary {config.vocab_size}",
         ),
         ("weights", "; ".join(weights)),
         ("files", f"{format_size(told['file_bytes'])} in {told['units']} {told['codec']} units"),

@@ -11,7 +11,9 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from flashllm.convert.plan import FEED_FORWARD, Source, plan_groups, understand
+from flashllm.convert.plan import plan_groups
+from flashllm.convert.reading import TensorReader
+from flashllm.convert.source import Source, understand
 from flashllm.convert.weights import Weights
 from flashllm.errors import InvalidInput, ModelIOError
 from flashllm.flash.codecs import PACK_FFN, pack_matrix
@@ -19,8 +21,9 @@ from flashllm.flash.layout import TILE_ROWS
 from flashllm.flash.manifest import SMALL_FILE, Manifest
 from flashllm.flash.parts import FFNPart, MatrixPart
 from flashllm.flash.writer import GroupPlan, ModelWriter
-from flashllm.formats.gguf import GGUFFile
+from flashllm.formats.gguf import read_gguf
 from flashllm.generate.tokenizer import files_from_gguf
+from flashllm.model.roles import FEED_FORWARD
 
 DTYPES = ("keep", "f32", "f16", "bf16", "q8", "q4")
 
@@ -51,43 +54,48 @@ def convert(
         raise InvalidInput(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     if codec not in PACK_FFN:
         raise InvalidInput(f"codec {codec!r} is unknown; use one of {', '.join(PACK_FFN)}")
-    with GGUFFile(source) as file:
-        understood = understand(file)
-        tokenizer = files_from_gguf(file.header.metadata)
-        progress = _Progress(understood, on_progress)
-        weights = Weights(file, dtype, progress.advance)
+    checkpoint = read_gguf(source)
+    understood = understand(checkpoint)
+    tokenizer = files_from_gguf(checkpoint.metadata)
+    progress = _Progress(understood, on_progress)
+    with (
+        TensorReader(checkpoint.files) as reader,
+        ModelWriter(target, overwrite=overwrite) as writer,
+    ):
+        weights = Weights(understood, reader, dtype, progress.advance)
         plans = plan_groups(understood, weights, codec)
-        with ModelWriter(target, overwrite=overwrite) as writer:
-            writer.check_room(sum(plan.nbytes for plan in plans))
-            sha256 = _sha256(source, progress.advance)
-            for file_name, data in tokenizer.items():
-                writer.add_file(file_name, data)
-            writer.add_file(SMALL_FILE, _small(understood, weights))
-            writer.add_units(plans, _units(understood, weights, plans))
-            metadata = file.header.metadata
-            licence = metadata.get("general.license")
-            return writer.publish(
-                Manifest(
-                    name=_printable(name or metadata.get("general.name") or source.stem),
-                    created_by=_created_by(),
-                    config=understood.config.to_json(),
-                    codec=codec,
-                    dtype=dtype,
-                    groups=writer.groups,
-                    source={"path": source.name, "sha256": sha256, "format": "gguf"},
-                    licence=_printable(licence) if licence else None,
-                    loss=weights.loss.report(),
-                    files=writer.files,
-                )
+        writer.check_room(sum(plan.nbytes for plan in plans))
+        sha256 = _sha256(source, progress.advance)
+        for file_name, data in tokenizer.items():
+            writer.add_file(file_name, data)
+        writer.add_file(SMALL_FILE, _small(understood, weights))
+        writer.add_units(plans, _units(weights, plans))
+        metadata = checkpoint.metadata
+        licence = metadata.get("general.license")
+        return writer.publish(
+            Manifest(
+                name=_printable(name or metadata.get("general.name") or source.stem),
+                created_by=_created_by(),
+                config=understood.config.to_json(),
+                codec=codec,
+                dtype=dtype,
+                groups=writer.groups,
+                source={"path": source.name, "sha256": sha256, "format": "gguf"},
+                licence=_printable(licence) if licence else None,
+                loss=weights.loss.report(),
+                files=writer.files,
             )
+        )
 
 
 class _Progress:
-    """Bytes read so far, of the file's hash and of its tensors."""
+    """Bytes read so far, of the files' hashes and of their tensors."""
 
     def __init__(self, source: Source, on_progress: OnProgress | None):
-        tensors = source.file.header.tensors.values()
-        self.total = source.file.size + sum(tensor.nbytes for tensor in tensors)
+        checkpoint = source.checkpoint
+        tensors = checkpoint.tensors.values()
+        self.total = sum(file.stat().st_size for file in checkpoint.files)
+        self.total += sum(tensor.nbytes for tensor in tensors)
         self.done = 0
         self._on_progress = on_progress or (lambda done, total: None)
 
@@ -96,37 +104,35 @@ class _Progress:
         self._on_progress(self.done, self.total)
 
 
-def _units(source: Source, weights: Weights, plans: list[GroupPlan]) -> Iterator[NDArray[np.uint8]]:
+def _units(weights: Weights, plans: list[GroupPlan]) -> Iterator[NDArray[np.uint8]]:
     """Every unit of every group, in order."""
     for plan in plans:
         prefix = plan.name.rpartition(".")[0]
-        tensors = {
-            role.removeprefix(f"{prefix}."): tensor for role, tensor in source.tensors.items()
-        }
+        prefix = f"{prefix}." if prefix else ""
         for part in plan.parts:
             if isinstance(part, MatrixPart):
-                yield from _matrix_units(weights, part, tensors[part.role])
+                yield from _matrix_units(weights, part, prefix + part.role)
             else:
-                yield from _ffn_units(weights, part, [tensors[role] for role in FEED_FORWARD])
+                yield from _ffn_units(weights, part, [prefix + role for role in FEED_FORWARD])
 
 
-def _matrix_units(weights: Weights, part: MatrixPart, tensor: str) -> Iterator[NDArray[np.uint8]]:
-    for piece in weights.pieces(part.role, tensor, part.panels_per_unit * TILE_ROWS):
+def _matrix_units(weights: Weights, part: MatrixPart, role: str) -> Iterator[NDArray[np.uint8]]:
+    for piece in weights.pieces(role, part.panels_per_unit * TILE_ROWS):
         yield from pack_matrix(piece, part)
 
 
-def _ffn_units(weights: Weights, part: FFNPart, tensors: list[str]) -> Iterator[NDArray[np.uint8]]:
-    gate, up = (weights.matrix(FEED_FORWARD[i], tensors[i]) for i in (0, 1))
+def _ffn_units(weights: Weights, part: FFNPart, roles: list[str]) -> Iterator[NDArray[np.uint8]]:
+    gate, up = weights.matrix(roles[0]), weights.matrix(roles[1])
     if part.codec == "row":
-        down = weights.transposed(FEED_FORWARD[2], tensors[2], part.down_dtype)
+        down = weights.transposed(roles[2], part.down_dtype)
     else:
-        down = weights.matrix(FEED_FORWARD[2], tensors[2])
+        down = weights.matrix(roles[2])
     yield from PACK_FFN[part.codec](gate, up, down, part)
 
 
 def _small(source: Source, weights: Weights) -> bytes:
     """The vectors of the model as safetensors, named by role."""
-    vectors = {role: weights.vector(source.tensors[role]) for role in source.vectors()}
+    vectors = {role: weights.vector(role) for role in source.vectors()}
     return safetensors.numpy.save(vectors)
 
 

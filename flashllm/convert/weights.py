@@ -1,4 +1,4 @@
-"""A GGUF file's weights in the dtype asked for, piece by piece, with what that loses."""
+"""A checkpoint's weights in the dtype asked for, piece by piece, with what that loses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashllm.convert.gguf_blocks import KEPT, decode
+from flashllm.convert.reading import TensorReader
+from flashllm.convert.source import Rows, Source
 from flashllm.errors import CorruptModel, UnsupportedModel
 from flashllm.flash.quantize import Quantized, dequantize, quantize, stack
-from flashllm.formats.gguf import GGUFFile
+from flashllm.formats.checkpoint import Tensor
 
 PIECE = 1 << 18  # weights handled at once: 1 MiB of float32 stays in the cache, 3x faster than 32
 
@@ -38,69 +40,92 @@ class Loss:
 
 
 class Weights:
-    """The matrices and vectors of an open GGUF file in the wanted dtype ("keep": as they are)."""
+    """The matrices and vectors of a checkpoint in the wanted dtype ("keep": as they are)."""
 
-    def __init__(self, file: GGUFFile, dtype: str, on_bytes: Callable[[int], None]):
-        """on_bytes is told the length of every piece read from the file."""
+    def __init__(
+        self, source: Source, reader: TensorReader, dtype: str, on_bytes: Callable[[int], None]
+    ):
+        """on_bytes is told the length of every piece read."""
         self.loss = Loss()
-        self._file = file
+        self._source = source
+        self._reader = reader
         self._wanted = dtype
         self._on_bytes = on_bytes
 
-    def dtype(self, tensor: str) -> str:
-        """The flash dtype that `tensor` will have."""
-        kept = KEPT[self._file.tensor(tensor).dtype]
-        return kept if self._wanted == "keep" else self._wanted
+    def dtype(self, role: str) -> str:
+        """The flash dtype that the matrix `role` will have."""
+        if self._wanted != "keep":
+            return self._wanted
+        return KEPT[self._source.places[role][0].tensor.dtype]
 
-    def vector(self, tensor: str) -> NDArray[np.float32]:
+    def vector(self, role: str) -> NDArray[np.float32]:
         """A one-dimensional tensor as float32."""
-        values: NDArray[np.float32] = dequantize(self._read(tensor, 0, 1))[0]
-        return values
+        values = np.concatenate([self._elements(rows) for rows in self._source.places[role]])
+        offset = self._source.norm_offset if role.endswith("_norm") else 0.0
+        return values + np.float32(offset) if offset else values
 
-    def matrix(self, role: str, tensor: str) -> Quantized:
-        """A whole tensor [rows, cols]."""
-        return stack(list(self.pieces(role, tensor, 1)))
+    def matrix(self, role: str) -> Quantized:
+        """A whole matrix [rows, cols]."""
+        return stack(list(self.pieces(role, 1)))
 
-    def pieces(self, role: str, tensor: str, multiple: int) -> Iterator[Quantized]:
-        """A tensor in pieces of whole `multiple`s of rows (the last may hold fewer)."""
-        rows, cols = self._file.tensor(tensor).shape
+    def pieces(self, role: str, multiple: int) -> Iterator[Quantized]:
+        """A matrix in pieces of whole `multiple`s of rows (the last may hold fewer)."""
+        rows, cols = self._source.shapes[role]
         step = max(1, PIECE // (cols * multiple)) * multiple
         for first in range(0, rows, step):
-            piece = self._read(tensor, first, min(step, rows - first))
-            yield self._recode(role, tensor, piece, self.dtype(tensor))
+            piece = self._read(role, first, min(step, rows - first))
+            yield self._recode(role, piece, self.dtype(role))
 
-    def transposed(self, role: str, tensor: str, dtype: str) -> Quantized:
-        """A whole tensor [rows, cols] as [cols, rows] in `dtype`, its groups along the rows."""
-        rows, cols = self._file.tensor(tensor).shape
+    def transposed(self, role: str, dtype: str) -> Quantized:
+        """A whole matrix [rows, cols] as [cols, rows] in `dtype`, its groups along the rows."""
+        rows, cols = self._source.shapes[role]
         step = max(1, PIECE // cols)
-        source = stack([self._read(tensor, i, min(step, rows - i)) for i in range(0, rows, step)])
+        source = stack([self._read(role, i, min(step, rows - i)) for i in range(0, rows, step)])
         step = max(32, PIECE // rows // 32 * 32)
         pieces = [
             Quantized("f32", np.ascontiguousarray(_columns(source, i, i + step).T))
             for i in range(0, cols, step)
         ]
-        return stack([self._recode(role, tensor, piece, dtype) for piece in pieces])
+        return stack([self._recode(role, piece, dtype) for piece in pieces])
 
-    def _read(self, tensor: str, first: int, count: int) -> Quantized:
-        raw = self._file.read_rows(tensor, first, count)
-        piece = decode(raw, self._file.tensor(tensor).dtype)
+    def _elements(self, place: Rows) -> NDArray[np.float32]:
+        """A vector, or the elements that some rows of a matrix hold."""
+        tensor = place.tensor
+        if len(tensor.shape) > 1:
+            return dequantize(self._raw(tensor, place.first, place.count)).reshape(-1)
+        values: NDArray[np.float32] = dequantize(self._raw(tensor, 0, 1))[0]
+        return values[place.first : place.first + place.count]
+
+    def _read(self, role: str, first: int, count: int) -> Quantized:
+        """Rows of a matrix, from whichever tensors hold them."""
+        found, begin = [], 0
+        for place in self._source.places[role]:
+            low, high = max(first, begin), min(first + count, begin + place.count)
+            if low < high:
+                found.append(self._raw(place.tensor, place.first + low - begin, high - low))
+            begin += place.count
+        return stack(found)
+
+    def _raw(self, tensor: Tensor, first: int, count: int) -> Quantized:
+        raw = self._reader.rows(tensor, first, count)
+        piece = decode(raw, tensor.dtype)
         if not piece.is_finite():
             raise CorruptModel(
-                f"{self._file.path}: tensor {tensor!r} holds NaN or infinite weights"
+                f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinite weights"
             )
         self._on_bytes(raw.nbytes)
         return piece
 
-    def _recode(self, role: str, tensor: str, piece: Quantized, dtype: str) -> Quantized:
+    def _recode(self, role: str, piece: Quantized, dtype: str) -> Quantized:
         if piece.dtype == dtype:
             return piece
         before = dequantize(piece)
         try:
             after = quantize(before, dtype)
         except UnsupportedModel as error:
-            raise UnsupportedModel(f"{self._file.path}: tensor {tensor!r}: {error}") from None
+            raise UnsupportedModel(f"{self._source.path}: {role}: {error}") from None
         if dtype != "f32":
-            self.loss.add(role, before, dequantize(after))
+            self.loss.add(role.rpartition(".")[2], before, dequantize(after))
         return after
 
 

@@ -17,7 +17,7 @@ from flashllm.flash.parts import Part, part_from_json
 
 FILE_NAME = "manifest.json"
 SMALL_FILE = "small.safetensors"
-FORMAT, VERSION = "flashllm-model", 1
+FORMAT, VERSION = "flashllm-model", 2
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 _HASH = re.compile(r"[0-9a-f]{16}")
 
@@ -99,7 +99,8 @@ class Manifest:
         version = field(data, "version", int, where)
         if version != VERSION:
             raise UnsupportedModel(
-                f"{where}: format version {version}; this flashllm reads {VERSION}"
+                f"{where}: format version {version}; this flashllm reads {VERSION}: "
+                "pull or convert the model again"
             )
         known = {"format", "version", "checksum"} | {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - known):

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from flashllm.errors import CorruptModel, ModelIOError, UnsupportedModel
+from flashllm.formats.checkpoint import Tensor
 from flashllm.formats.ggml_types import ggml_type
 
 MAX_HEADER = 64 << 20
@@ -44,23 +45,12 @@ SCALARS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class GGUFTensor:
-    """Where a tensor lies: shape in numpy order (rows, cols), absolute offset, bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-    nbytes: int
-
-
-@dataclasses.dataclass(frozen=True)
 class GGUFHeader:
     """Everything before the weights. Metadata values are int, float, bool, str or lists of one."""
 
     version: int
     metadata: dict[str, object]
-    tensors: dict[str, GGUFTensor]
+    tensors: dict[str, Tensor]
     data_offset: int
     alignment: int
 
@@ -151,7 +141,7 @@ class HeaderParser:
             )
         return alignment
 
-    def _tensor_entry(self) -> GGUFTensor:
+    def _tensor_entry(self) -> Tensor:
         """A tensor as the file lists it: offset still relative to the data section."""
         name = self._string(MAX_NAME)
         (n_dims,) = self._unpack("I")
@@ -165,13 +155,11 @@ class HeaderParser:
         nbytes = math.prod(dims) // kind.block * kind.nbytes
         if nbytes > self.size:
             raise self._lie(f"tensor {name!r} claims {nbytes} bytes of a file of {self.size}")
-        return GGUFTensor(name, dims[::-1], kind.name, offset, nbytes)
+        return Tensor(name, dims[::-1], kind.name, self.path, offset, nbytes)
 
-    def _place(
-        self, entries: list[GGUFTensor], data_offset: int, alignment: int
-    ) -> dict[str, GGUFTensor]:
+    def _place(self, entries: list[Tensor], data_offset: int, alignment: int) -> dict[str, Tensor]:
         """Absolute offsets, once no tensor overlaps another or leaves the file."""
-        tensors: dict[str, GGUFTensor] = {}
+        tensors: dict[str, Tensor] = {}
         for entry in entries:
             if entry.name in tensors:
                 raise self._lie(f"tensor {entry.name!r} appears twice")

@@ -13,7 +13,7 @@ activations. See docs/measurements.md."""
 
 def kv_bytes(config: ModelConfig, n_ctx: int) -> int:
     """Bytes of the float16 keys and values of `n_ctx` tokens."""
-    return 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim * n_ctx
+    return 2 * 2 * config.n_layers * config.kv_size * n_ctx
 
 
 def check(budget: int | None, weights: int, kv: int) -> None:

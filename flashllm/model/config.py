@@ -4,69 +4,102 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from flashllm.errors import CorruptModel
-
-RopeStyle = Literal["interleaved", "half"]
-Activation = Literal["silu", "gelu", "relu"]
+from flashllm.model.specs import (
+    MAX_CONTEXT,
+    MAX_WIDTH,
+    AttentionSpec,
+    BlockSpec,
+    FFNSpec,
+    LayerKind,
+    NormSpec,
+    QKNorm,
+    RopeSpec,
+    boolean,
+    positive,
+    whole,
+)
 
 MAX_LAYERS = 1024
-MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 22
+
+_PARTS: dict[str, type] = {
+    "norm": NormSpec,
+    "attention": AttentionSpec,
+    "ffn": FFNSpec,
+    "block": BlockSpec,
+    "qk_norm": QKNorm,
+    "rope": RopeSpec,
+    "kinds": LayerKind,
+}
+"""The fields, of any of these classes, that hold one of these classes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything the decoder needs to know that is not a weight.
 
-    rope_style says which elements of a head rotate together: "interleaved" pairs (2i, 2i+1), as
-    GGUF stores the Llama family; "half" pairs (i, i + head_dim / 2), as Hugging Face does.
+    layers[i] is the index in `kinds` of layer i's kind. norm is that of blocks and of the head.
+    embed_scale multiplies token vectors; learned_positions adds a vector per position. logit_scale
+    multiplies logits; logit_soft_cap c then replaces a logit z by c tanh(z / c).
     """
 
     family: str
     hidden_size: int
-    ffn_size: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
     vocab_size: int
     context_length: int
-    rope_theta: float
-    rope_style: RopeStyle
-    norm_eps: float
+    norm: NormSpec
+    attention: AttentionSpec
+    ffn: FFNSpec
+    kinds: tuple[LayerKind, ...]
+    layers: tuple[int, ...]
     tied_head: bool
-    activation: Activation = "silu"
+    block: BlockSpec = dataclasses.field(default_factory=BlockSpec)
+    embed_scale: float = 1.0
+    learned_positions: bool = False
+    logit_scale: float = 1.0
+    logit_soft_cap: float | None = None
 
     def __post_init__(self) -> None:
-        for name, limit in (
-            ("hidden_size", MAX_WIDTH),
-            ("ffn_size", MAX_WIDTH),
-            ("n_layers", MAX_LAYERS),
-            ("n_heads", MAX_WIDTH),
-            ("n_kv_heads", MAX_WIDTH),
-            ("head_dim", 1024),
-            ("vocab_size", MAX_VOCAB),
-            ("context_length", 1 << 24),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= limit:
-                raise CorruptModel(f"model config: {name} is {value!r}, expected 1 to {limit}")
-        for name in ("rope_theta", "norm_eps"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise CorruptModel(f"model config: {name} is {value!r}, expected a positive number")
-        if self.n_heads % self.n_kv_heads:
-            raise CorruptModel(
-                f"model config: {self.n_heads} heads cannot share {self.n_kv_heads} key/value heads"
-            )
-        if self.head_dim % 2:
-            raise CorruptModel(f"model config: head_dim {self.head_dim} is odd, RoPE rotates pairs")
-        if self.rope_style not in ("interleaved", "half"):
-            raise CorruptModel(f"model config: unknown rope_style {self.rope_style!r}")
-        if self.activation not in ("silu", "gelu", "relu"):
-            raise CorruptModel(f"model config: unknown activation {self.activation!r}")
+        whole("hidden_size", self.hidden_size, MAX_WIDTH)
+        whole("vocab_size", self.vocab_size, MAX_VOCAB)
+        whole("context_length", self.context_length, MAX_CONTEXT)
+        boolean("tied_head", self.tied_head)
+        boolean("learned_positions", self.learned_positions)
+        positive("embed_scale", self.embed_scale)
+        positive("logit_scale", self.logit_scale)
+        if self.logit_soft_cap is not None:
+            positive("logit_soft_cap", self.logit_soft_cap)
+        whole("number of layers", len(self.layers), MAX_LAYERS)
+        for index in self.layers:
+            whole("kind of a layer", index, len(self.kinds) - 1, least=0)
+        for kind in self.kinds:
+            if kind.rope is not None and kind.rope.dims > self.attention.head_dim:
+                raise CorruptModel(
+                    f"model config: rope turns {kind.rope.dims} elements of a head of "
+                    f"{self.attention.head_dim}"
+                )
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers the model has."""
+        return len(self.layers)
+
+    @property
+    def query_size(self) -> int:
+        """Elements of all heads' queries together."""
+        return self.attention.heads * self.attention.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Elements of all heads' keys together; as many are values."""
+        return self.attention.kv_heads * self.attention.head_dim
+
+    def kind_of(self, layer: int) -> LayerKind:
+        """The kind of layer number `layer`."""
+        return self.kinds[self.layers[layer]]
 
     def to_json(self) -> dict[str, Any]:
         """This config as the manifest's "config" object."""
@@ -78,12 +111,26 @@ class ModelConfig:
 
         Raises CorruptModel on missing or unknown keys, or values out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise CorruptModel(
-                f"model config: unknown keys {unknown}; was it written by a newer flashllm?"
-            )
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise CorruptModel(f"model config: {error}") from None
+        made: ModelConfig = _build(cls, data, "model config")
+        return made
+
+
+def _build(kind: type, data: Any, where: str) -> Any:
+    """An instance of the dataclass `kind` from its JSON object, and those within it."""
+    if not isinstance(data, Mapping):
+        raise CorruptModel(f"{where}: expected an object, found {data!r:.40}")
+    if unknown := sorted(set(data) - {field.name for field in dataclasses.fields(kind)}):
+        raise CorruptModel(f"{where}: unknown keys {unknown}; was it written by a newer flashllm?")
+    values = {name: _value(name, value, f"{where}, {name}") for name, value in data.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise CorruptModel(f"{where}: {error}") from None
+
+
+def _value(name: str, value: Any, where: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_value(name, item, where) for item in value)
+    if name in _PARTS and value is not None and not isinstance(value, tuple):
+        return _build(_PARTS[name], value, where)
+    return value

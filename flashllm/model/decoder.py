@@ -83,7 +83,8 @@ class Decoder:
                 f"a context of {n_ctx} tokens is more than the {c.context_length} this model "
                 "was trained for; ask for less"
             )
-        return Sequence(c.n_layers, c.n_kv_heads, c.head_dim, n_ctx, self._buffers.kv.dtype)
+        a = c.attention
+        return Sequence(c.n_layers, a.kv_heads, a.head_dim, n_ctx, self._buffers.kv.dtype)
 
     def step(
         self,

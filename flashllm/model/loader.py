@@ -51,8 +51,8 @@ def load_decoder(
         raise InvalidInput(f"keys and values in {kv_dtype!r}: choose one of {sorted(KV_DTYPES)}")
     model = read_model(path)
     config = ModelConfig.from_json(model.manifest.config)
-    if config.head_dim % 16:
-        raise UnsupportedModel(f"{path}: heads of {config.head_dim} elements; multiples of 16 run")
+    if (size := config.attention.head_dim) % 16:
+        raise UnsupportedModel(f"{path}: heads of {size} elements; multiples of 16 run")
     opened = kernels.load(backend, threads or machine.cpu().usable_cores)
     try:
         # Read once and kept: from a warm page cache this takes half the time of direct reads.
@@ -82,7 +82,10 @@ class _Wiring:
         self._units = units
         self._kv_dtype = kv_dtype
         self._small = read_small(model.path)
-        self._rope = RopeTable(config.context_length, config.head_dim, config.rope_theta)
+        rope = config.kinds[0].rope
+        assert rope
+        self._rope = RopeTable(config.context_length, rope.dims, rope.theta)
+        self._rope_style = rope.style
 
     def decoder(self, capacity: int) -> Decoder:
         """The decoder for steps of up to `capacity` tokens."""
@@ -92,9 +95,9 @@ class _Wiring:
         buffers = StepBuffers(
             capacity,
             hidden=c.hidden_size,
-            heads=c.n_heads,
-            kv_heads=c.n_kv_heads,
-            head_dim=c.head_dim,
+            heads=c.attention.heads,
+            kv_heads=c.attention.kv_heads,
+            head_dim=c.attention.head_dim,
             neurons=widest,
             kv_dtype=self._kv_dtype,
         )
@@ -104,7 +107,7 @@ class _Wiring:
         head = Head(
             self._backend.program(min(capacity, _LOGIT_ROWS)),
             self._norm("output_norm"),
-            c.norm_eps,
+            c.norm.eps,
             output,
         )
         return Decoder(
@@ -113,32 +116,32 @@ class _Wiring:
 
     def _attention(self, i: int) -> Attention:
         c, group = self._config, f"layers.{i}.attn"
-        kv = (c.n_kv_heads * c.head_dim, c.hidden_size)
+        kv = (c.kv_size, c.hidden_size)
         return Attention(
             layer=i,
-            heads=c.n_heads,
+            heads=c.attention.heads,
             norm=self._norm(f"layers.{i}.attn_norm"),
-            norm_eps=c.norm_eps,
-            query=self._matrix(group, "attn_q", (c.n_heads * c.head_dim, c.hidden_size)),
+            norm_eps=c.norm.eps,
+            query=self._matrix(group, "attn_q", (c.query_size, c.hidden_size)),
             key=self._matrix(group, "attn_k", kv),
             value=self._matrix(group, "attn_v", kv),
-            out=self._matrix(group, "attn_out", (c.hidden_size, c.n_heads * c.head_dim)),
+            out=self._matrix(group, "attn_out", (c.hidden_size, c.query_size)),
             rope=self._rope,
-            rope_style=c.rope_style,
+            rope_style=self._rope_style,
         )
 
     def _ffn(self, i: int) -> FeedForward:
         c, group = self._config, f"layers.{i}.ffn"
         part = self._part(group, "ffn")
         if not isinstance(part, FFNPart) or (part.neurons, part.width) != (
-            c.ffn_size,
+            c.ffn.size,
             c.hidden_size,
         ):
             raise self._wrong(group, part)
         table = self._units.table(group, part.first_unit, part.units)
         norm = self._norm(f"layers.{i}.ffn_norm")
         weights = _tile_ffn(part, table) if part.codec == "tile" else _row_ffn(part, table)
-        return FeedForward(norm, c.norm_eps, weights, c.activation)
+        return FeedForward(norm, c.norm.eps, weights, c.ffn.activation)
 
     def _matrix(self, group: str, role: str, shape: tuple[int, int]) -> TileMatrix:
         part = self._part(group, role)

@@ -123,8 +123,7 @@ class Fixture:
             config=SimpleNamespace(
                 n_layers=30,
                 hidden_size=576,
-                n_heads=9,
-                n_kv_heads=3,
+                attention=SimpleNamespace(heads=9, kv_heads=3),
                 vocab_size=49152,
                 family="llama",
                 context_length=8192,

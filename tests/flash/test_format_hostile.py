@@ -156,14 +156,14 @@ def test_manifests_that_are_not_json_objects(model: Path, text: bytes) -> None:
 
 def test_an_unsigned_change_is_seen(model: Path) -> None:
     file = model / "manifest.json"
-    file.write_text(file.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 10001.0'))
+    file.write_text(file.read_text().replace('"theta": 10000.0', '"theta": 10001.0'))
     with pytest.raises(CorruptModel, match="checksum"):
         read_model(model)
 
 
 def test_another_version_is_unsupported(model: Path) -> None:
-    edit_manifest(model, lambda m: m.update(version=2))
-    with pytest.raises(UnsupportedModel, match="version 2"):
+    edit_manifest(model, lambda m: m.update(version=9))
+    with pytest.raises(UnsupportedModel, match="version 9"):
         read_model(model)
 
 

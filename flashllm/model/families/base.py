@@ -1,47 +1,59 @@
-"""What a family must say: which architectures it runs, what its tensors are called, its config."""
+"""What a family must say: its architectures, its config, and where its tensors are."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from flashllm.errors import CorruptModel
 from flashllm.model.config import ModelConfig
+from flashllm.model.families.keys import GGUFKeys, HFKeys
+from flashllm.model.roles import roles
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Rows of a tensor of the checkpoint: `rows` of them from row `first`; None: up to the end."""
+
+    tensor: str
+    first: int = 0
+    rows: int | None = None
+
+
+Place = Callable[[ModelConfig, int], tuple[Slice, ...]]
+"""Where a role of layer i is, for roles that are not one whole tensor."""
+
+Names = Mapping[str, "str | Place"]
+"""Role, without "layers.i.", to a tensor's name, in which {i} is the layer, or to a Place."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A model family as data.
+    """A model family as data: how its checkpoints become a ModelConfig and our roles.
 
-    gguf_names and gguf_layer_names map our roles to GGUF tensor names; "{i}" is the layer number.
-    Roles of matrices: embed, output (absent when tied), attn_q, attn_k, attn_v, attn_out, ffn_gate,
-    ffn_up, ffn_down. Roles of vectors: output_norm, attn_norm, ffn_norm.
+    gguf_names and hf_names add to, or replace, the names most checkpoints use (names.py). What is
+    not listed in roles(config) is not looked for. hf_norm_offset: Hugging Face's weights of norms
+    lack this summand (Gemma: 1).
     """
 
     name: str
-    architectures: tuple[str, ...]
-    gguf_names: Mapping[str, str]
-    gguf_layer_names: Mapping[str, str]
-    config_from_gguf: Callable[[Mapping[str, Any], bool], ModelConfig]
-    """(metadata, has an output tensor of its own) to config; raises CorruptModel."""
+    gguf_architectures: tuple[str, ...]
+    hf_architectures: tuple[str, ...]
+    config_from_gguf: Callable[[GGUFKeys], ModelConfig]
+    config_from_hf: Callable[[HFKeys], ModelConfig]
+    gguf_names: Names
+    hf_names: Names
+    hf_norm_offset: float = 0.0
 
 
-def integer(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """metadata[key], a positive whole number. Raises CorruptModel naming the key."""
-    value = metadata.get(key, default)
-    if value is None:
-        raise CorruptModel(f"GGUF metadata lacks {key!r}; the file is incomplete")
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CorruptModel(f"GGUF metadata: {key} is {value!r}, expected a positive whole number")
-    return value
-
-
-def number(metadata: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """metadata[key], a number. Raises CorruptModel naming the key."""
-    value = metadata.get(key, default)
-    if value is None:
-        raise CorruptModel(f"GGUF metadata lacks {key!r}; the file is incomplete")
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise CorruptModel(f"GGUF metadata: {key} is {value!r}, expected a number")
-    return float(value)
+def locate(names: Names, config: ModelConfig) -> dict[str, tuple[Slice, ...]]:
+    """Where the rows of every role are: slices that lie below each other."""
+    places: dict[str, tuple[Slice, ...]] = {}
+    for role in roles(config):
+        prefix, _, base = role.rpartition(".")
+        layer = int(prefix.removeprefix("layers.")) if prefix else 0
+        name = names[base]
+        if isinstance(name, str):
+            places[role] = (Slice(name.format(i=layer)),)
+        else:
+            places[role] = name(config, layer)
+    return places

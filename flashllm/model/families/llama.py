@@ -1,66 +1,45 @@
-"""Llama: RMSNorm, rotary positions, grouped-query attention, gated SiLU feed-forward."""
+"""Llama and what shares its blocks: SmolLM2, Mistral, Yi."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from flashllm.errors import UnsupportedModel
 from flashllm.model.config import ModelConfig
-from flashllm.model.families.base import Family, integer, number
+from flashllm.model.families.base import Family
+from flashllm.model.families.common import gguf_config, hf_config
+from flashllm.model.families.keys import GGUFKeys, HFKeys
+from flashllm.model.families.names import GGUF_NAMES, LLAMA_NAMES
+from flashllm.model.specs import RopeSpec
 
 
-def config_from_gguf(metadata: Mapping[str, Any], has_output: bool) -> ModelConfig:
+def config_from_gguf(keys: GGUFKeys) -> ModelConfig:
     """Translate GGUF's llama.* keys. Raises CorruptModel or UnsupportedModel."""
-    if metadata.get("llama.rope.scaling.type", "none") != "none":
+    if keys.text("rope.scaling.type", "none") != "none":
         raise UnsupportedModel(
-            f"RoPE scaling {metadata['llama.rope.scaling.type']!r} is not supported yet"
+            f"RoPE scaling {keys.get('rope.scaling.type')!r} is not supported yet"
         )
-    if metadata.get("llama.expert_count", 0):
-        raise UnsupportedModel("mixture-of-experts models are not supported yet")
-    hidden = integer(metadata, "llama.embedding_length")
-    heads = integer(metadata, "llama.attention.head_count")
-    head_dim = integer(metadata, "llama.attention.key_length", max(hidden // heads, 1))
-    rotary = integer(metadata, "llama.rope.dimension_count", head_dim)
-    if rotary != head_dim:
-        raise UnsupportedModel(f"partial rotary ({rotary} of {head_dim}) is not supported yet")
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    known = len(tokens) if isinstance(tokens, list) and tokens else None
-    return ModelConfig(
-        family="llama",
-        hidden_size=hidden,
-        ffn_size=integer(metadata, "llama.feed_forward_length"),
-        n_layers=integer(metadata, "llama.block_count"),
-        n_heads=heads,
-        n_kv_heads=integer(metadata, "llama.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        vocab_size=integer(metadata, "llama.vocab_size", known),
-        context_length=integer(metadata, "llama.context_length"),
-        rope_theta=number(metadata, "llama.rope.freq_base", 10000.0),
-        rope_style="interleaved",
-        norm_eps=number(metadata, "llama.attention.layer_norm_rms_epsilon"),
-        tied_head=not has_output,
+    heads = keys.integer("attention.head_count")
+    head_dim = keys.integer(
+        "attention.key_length", max(keys.integer("embedding_length") // heads, 1)
     )
+    dims = keys.integer("rope.dimension_count", head_dim)
+    rope = RopeSpec(keys.number("rope.freq_base", 10000.0), dims, "interleaved")
+    return gguf_config(keys, "llama", rope)
+
+
+def config_from_hf(keys: HFKeys) -> ModelConfig:
+    """Translate config.json. Raises CorruptModel or UnsupportedModel."""
+    head_dim = keys.integer(
+        "head_dim", max(keys.integer("hidden_size") // keys.integer("num_attention_heads"), 1)
+    )
+    return hf_config(keys, "llama", RopeSpec(keys.number("rope_theta", 10000.0), head_dim, "half"))
 
 
 FAMILY = Family(
     name="llama",
-    architectures=("llama",),
-    gguf_names={
-        "embed": "token_embd.weight",
-        "output": "output.weight",
-        "output_norm": "output_norm.weight",
-    },
-    gguf_layer_names={
-        "attn_norm": "blk.{i}.attn_norm.weight",
-        "attn_q": "blk.{i}.attn_q.weight",
-        "attn_k": "blk.{i}.attn_k.weight",
-        "attn_v": "blk.{i}.attn_v.weight",
-        "attn_out": "blk.{i}.attn_output.weight",
-        "ffn_norm": "blk.{i}.ffn_norm.weight",
-        "ffn_gate": "blk.{i}.ffn_gate.weight",
-        "ffn_up": "blk.{i}.ffn_up.weight",
-        "ffn_down": "blk.{i}.ffn_down.weight",
-    },
+    gguf_architectures=("llama",),
+    hf_architectures=("LlamaForCausalLM", "MistralForCausalLM"),
     config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    gguf_names=GGUF_NAMES,
+    hf_names=LLAMA_NAMES,
 )
