@@ -16,13 +16,12 @@ import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from flashllm.documents import MAX_JSON
 from flashllm.errors import CorruptModel, ModelIOError, ModelNotFound
-from flashllm.flash import container
-from flashllm.flash.container import TensorPlace
-from flashllm.flash.documents import MAX_JSON
 from flashllm.flash.layout import ALIGNMENT
 from flashllm.flash.manifest import FILE_NAME, SMALL_FILE, GroupEntry, Manifest
 from flashllm.flash.parts import FFNPart, MatrixPart, Part
+from flashllm.safetensors_header import TensorPlace, read_header
 
 __all__ = [
     "FFNPart",
@@ -169,7 +168,7 @@ def _read_groups(path: Path, manifest: Manifest) -> dict[str, Group]:
     wanted = {name: g for name, g in manifest.groups.items() if g.file == path.name}
     try:
         with path.open("rb") as file:
-            places = container.read_header(file, path, path.stat().st_size)
+            places = read_header(file, path, path.stat().st_size, MAX_JSON)
             if len(places) != len(wanted) * (1 + len(INDEX)):
                 raise CorruptModel(f"{path}: holds other groups than the manifest says")
             return {name: _read_group(file, path, places, name, wanted[name]) for name in wanted}

@@ -10,8 +10,8 @@ from typing import Any
 
 import xxhash
 
+from flashllm.documents import field, parse_object
 from flashllm.errors import CorruptModel, UnsupportedModel
-from flashllm.flash.documents import field, parse_object
 from flashllm.flash.layout import GRAINS
 from flashllm.flash.parts import Part, part_from_json
 

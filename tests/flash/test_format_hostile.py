@@ -102,7 +102,8 @@ def test_manifests_that_lie(model: Path, lie: str) -> None:
 
 
 HEADERS: dict[str, tuple[Edit, str]] = {
-    "unknown dtype": (lambda h: h["embed"].update(dtype="F32"), "dtype"),
+    "unknown dtype": (lambda h: h["embed"].update(dtype="U7"), "unknown dtype"),
+    "other dtype": (lambda h: h["embed"].update(dtype="I8"), "missing or not aligned"),
     "dtype is a list": (lambda h: h["embed"].update(dtype=["U8"]), "dtype"),
     "tensor is text": (lambda h: h.update(embed="x"), "object"),
     "negative offset": (lambda h: h["embed"].update(data_offsets=[-1, 3]), "offsets"),

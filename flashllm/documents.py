@@ -9,12 +9,20 @@ from typing import Any
 from flashllm.errors import CorruptModel
 
 MAX_JSON = 4 << 20
+MAX_ITEMS = 1 << 21  # a value of two bytes of JSON takes up to a hundred in memory
 
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `data`. Raises CorruptModel, beginning with `where`."""
-    if len(data) > MAX_JSON:
-        raise CorruptModel(f"{where}: {len(data)} bytes of JSON, expected at most {MAX_JSON}")
+def parse_object(
+    data: bytes, where: str, limit: int = MAX_JSON, items: int = MAX_ITEMS
+) -> dict[str, Any]:
+    """The JSON object in `data`, of at most `limit` bytes and about `items` values.
+
+    Raises CorruptModel, beginning with `where`.
+    """
+    if len(data) > limit:
+        raise CorruptModel(f"{where}: {len(data)} bytes of JSON, expected at most {limit}")
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > items:
+        raise CorruptModel(f"{where}: more than {items} values in its JSON; the file is damaged")
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
