@@ -44,21 +44,21 @@ def read_panels(data: bytes, dtype: str, panels: int, tiles: int) -> np.ndarray:
 
 
 def read_tile_ffn(
-    units: list[bytes], dtypes: tuple[str, str, str], width: int, per_unit: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gate, up [neurons, width'] and down [width', neurons], all with their padding."""
-    gate_dtype, up_dtype, down_dtype = dtypes
+    units: list[bytes], dtypes: tuple[str | None, str, str], width: int, per_unit: int
+) -> list[np.ndarray]:
+    """Gate (if it has a dtype), up [neurons, width'] and down [width', neurons], with padding."""
     tiles, panels = -(-width // 32), -(-width // 16)
-    gates, ups, downs = [], [], []
+    inputs = [([], dtype) for dtype in dtypes[:2] if dtype]
+    downs = []
     for unit in units:
         place = 0
         for _ in range(per_unit):
-            for rows, dtype in ((gates, gate_dtype), (ups, up_dtype)):
+            for rows, dtype in inputs:
                 size = 2 * tiles * TILE_BYTES[dtype]
                 rows.append(read_panels(unit[place : place + size], dtype, 2, tiles))
                 place += size
-        downs.append(read_panels(unit[place:], down_dtype, panels, per_unit))
-    return np.vstack(gates), np.vstack(ups), np.hstack(downs)
+        downs.append(read_panels(unit[place:], dtypes[2], panels, per_unit))
+    return [*(np.vstack(rows) for rows, _ in inputs), np.hstack(downs)]
 
 
 def read_row(data: bytes, dtype: str, width: int) -> tuple[np.ndarray, bytes]:

@@ -88,7 +88,7 @@ def weights_of(part: Part) -> Counter[str]:
     if isinstance(part, MatrixPart):
         return Counter({part.dtype: part.rows * part.cols})
     counts: Counter[str] = Counter()
-    for dtype in (part.gate_dtype, part.up_dtype, part.down_dtype):
+    for dtype in part.dtypes:
         counts[dtype] += part.neurons * part.width
     return counts
 

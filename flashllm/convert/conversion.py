@@ -122,7 +122,8 @@ def _matrix_units(weights: Weights, part: MatrixPart, role: str) -> Iterator[NDA
 
 
 def _ffn_units(weights: Weights, part: FFNPart, roles: list[str]) -> Iterator[NDArray[np.uint8]]:
-    gate, up = weights.matrix(roles[0]), weights.matrix(roles[1])
+    gate = weights.matrix(roles[0]) if part.gate_dtype else None
+    up = weights.matrix(roles[1])
     if part.codec == "row":
         down = weights.transposed(roles[2], part.down_dtype)
     else:

@@ -39,13 +39,15 @@ def _matrix_group(
 
 
 def _ffn_part(source: Source, weights: Weights, prefix: str, codec: str) -> FFNPart:
-    gate, up, down = (weights.dtype(prefix + role) for role in FEED_FORWARD)
-    if gate != up:
+    config = source.config
+    gate_role, up_role, down_role = (prefix + role for role in FEED_FORWARD)
+    gate = weights.dtype(gate_role) if config.ffn.gated else None
+    up, down = weights.dtype(up_role), weights.dtype(down_role)
+    if gate not in (None, up):
         raise UnsupportedModel(
             f"{source.path}: {prefix}ffn has a gate of {gate} and up of {up}; "
             "convert with --dtype q8 or q4, which makes them equal"
         )
     if codec == "row":  # a neuron's record has one dtype: its kernel reads one stream
-        down = gate
-    config = source.config
+        down = up
     return FFNPart.plan("ffn", codec, (gate, up, down), config.ffn.size, config.hidden_size, 0)

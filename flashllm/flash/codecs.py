@@ -17,7 +17,7 @@ from flashllm.flash.parts import FFNPart, MatrixPart
 from flashllm.flash.quantize import PLAIN, ZERO_CODE, Quantized
 
 Bytes = NDArray[np.uint8]
-FFNPacker = Callable[[Quantized, Quantized, Quantized, FFNPart], Iterator[Bytes]]
+FFNPacker = Callable[[Quantized | None, Quantized, Quantized, FFNPart], Iterator[Bytes]]
 
 
 def pack_tiles(matrix: Quantized, panels: int, tiles: int) -> Bytes:
@@ -71,29 +71,37 @@ def pack_matrix(matrix: Quantized, part: MatrixPart) -> Iterator[Bytes]:
 
 
 def pack_tile_ffn(
-    gate: Quantized, up: Quantized, down: Quantized, part: FFNPart
+    gate: Quantized | None, up: Quantized, down: Quantized, part: FFNPart
 ) -> Iterator[Bytes]:
     """The units of a feed-forward in codec `tile`: uint8 [bytes] each.
 
-    gate, up [neurons, width] and down [width, neurons] hold the whole part.
+    gate (None without gates), up [neurons, width] and down [width, neurons] hold the whole part.
     """
     per_unit = part.blocks_per_unit
     blocks, tiles = part.units * per_unit, ceil_div(part.width, TILE_COLS)
     shape = (part.units, per_unit, 1, -1)
-    gates, ups = (pack_tiles(matrix, 2 * blocks, tiles).reshape(shape) for matrix in (gate, up))
+    inputs = [
+        pack_tiles(matrix, 2 * blocks, tiles).reshape(shape)
+        for matrix in (gate, up)
+        if matrix is not None
+    ]
     downs = pack_tiles(down, ceil_div(part.width, TILE_ROWS), blocks)
     for unit in range(part.units):
-        inputs = np.concatenate([gates[unit], ups[unit]], axis=1)
+        panels = np.concatenate([packed[unit] for packed in inputs], axis=1)
         outputs = downs[:, unit * per_unit : (unit + 1) * per_unit]
-        yield np.concatenate([inputs.reshape(-1), outputs.reshape(-1)])
+        yield np.concatenate([panels.reshape(-1), outputs.reshape(-1)])
 
 
-def pack_row_ffn(gate: Quantized, up: Quantized, down: Quantized, part: FFNPart) -> Iterator[Bytes]:
+def pack_row_ffn(
+    gate: Quantized | None, up: Quantized, down: Quantized, part: FFNPart
+) -> Iterator[Bytes]:
     """The units of a feed-forward in codec `row`: uint8 [bytes] each.
 
-    gate, up and down are all [neurons, width]: down transposed, its groups along the width.
+    gate (None without gates), up and down are all [neurons, width]: down transposed, its groups
+    along the width.
     """
-    records = np.hstack([pack_rows(gate), pack_rows(up), pack_rows(down)])
+    matrices = [up, down] if gate is None else [gate, up, down]
+    records = np.hstack([pack_rows(matrix) for matrix in matrices])
     for first in range(0, part.neurons, part.neurons_per_unit):
         yield records[first : first + part.neurons_per_unit].reshape(-1)
 

@@ -46,17 +46,18 @@ def row_bytes(dtype: str, width: int) -> int:
     return ceil_div(width, 64) * _ROW_BYTES[dtype]
 
 
-def grain_bytes(codec: str, gate: str, up: str, down: str, width: int) -> int:
+def grain_bytes(codec: str, gate: str | None, up: str, down: str, width: int) -> int:
     """Bytes of the smallest step of an FFN unit: a block of 32 neurons (tile) or one (row).
 
-    gate, up and down are dtypes.
+    gate, up and down are dtypes; a network without gates has none.
     """
+    inputs = (up,) if gate is None else (gate, up)
     if codec == "row":
-        return row_bytes(gate, width) + row_bytes(up, width) + row_bytes(down, width)
+        return sum(row_bytes(dtype, width) for dtype in (*inputs, down))
     if codec != "tile":
         raise CorruptModel(f"unknown codec {codec!r}; this version reads {', '.join(GRAINS)}")
     down_tiles = ceil_div(width, TILE_ROWS)
-    return 2 * panel_bytes(gate, width) + 2 * panel_bytes(up, width) + down_tiles * tile_bytes(down)
+    return sum(2 * panel_bytes(dtype, width) for dtype in inputs) + down_tiles * tile_bytes(down)
 
 
 def even_split(count: int, nbytes: int) -> int:

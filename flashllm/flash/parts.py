@@ -1,4 +1,4 @@
-"""Parts: what the units of a group hold, a matrix or a gated feed-forward network."""
+"""Parts: what the units of a group hold, a matrix or a feed-forward network."""
 
 from __future__ import annotations
 
@@ -66,11 +66,14 @@ class MatrixPart:
 
 @dataclasses.dataclass(frozen=True)
 class FFNPart:
-    """Gate, up [neurons, width] and down [width, neurons], in units of consecutive neurons."""
+    """Gate, up [neurons, width] and down [width, neurons], in units of consecutive neurons.
+
+    A network without gates has gate_dtype None.
+    """
 
     role: str
     codec: str
-    gate_dtype: str
+    gate_dtype: str | None
     up_dtype: str
     down_dtype: str
     neurons: int
@@ -85,7 +88,7 @@ class FFNPart:
         cls,
         role: str,
         codec: str,
-        dtypes: tuple[str, str, str],
+        dtypes: tuple[str | None, str, str],
         neurons: int,
         width: int,
         first_unit: int,
@@ -96,6 +99,12 @@ class FFNPart:
         per_unit = split(count, grain_bytes(codec, *dtypes, width))
         units = ceil_div(count, per_unit)
         return cls(role, codec, *dtypes, neurons, width, per_unit, first_unit, units)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes of the matrices there are, in the order gate, up, down."""
+        named = (self.gate_dtype, self.up_dtype, self.down_dtype)
+        return tuple(dtype for dtype in named if dtype is not None)
 
     @property
     def neurons_per_unit(self) -> int:
@@ -167,6 +176,8 @@ def part_from_json(data: Any, where: str) -> Part:
 
 
 def _check_field(name: str, value: Any, where: str) -> None:
+    if name == "gate_dtype" and value is None:
+        return
     if name.endswith("dtype"):
         if value not in DTYPES:
             raise CorruptModel(f"{where}: unknown weight dtype {value!r}")

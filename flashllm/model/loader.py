@@ -180,7 +180,7 @@ def _tile_ffn(part: FFNPart, table: NDArray[np.int64]) -> TileFFN:
             f"gate is {part.gate_dtype} and up is {part.up_dtype}; convert with one --dtype"
         )
     return TileFFN(
-        part.gate_dtype, part.down_dtype, part.width, part.neurons, part.blocks_per_unit, table
+        part.up_dtype, part.down_dtype, part.width, part.neurons, part.blocks_per_unit, table
     )
 
 
@@ -191,4 +191,4 @@ def _row_ffn(part: FFNPart, table: NDArray[np.int64]) -> RowFFN:
     ids = np.arange(part.neurons)
     unit, within = np.divmod(ids, part.neurons_per_unit)
     addresses = table[unit] + within * part.grain_bytes
-    return RowFFN(part.gate_dtype, part.width, np.ascontiguousarray(addresses))
+    return RowFFN(part.up_dtype, part.width, np.ascontiguousarray(addresses))

@@ -10,7 +10,7 @@ from unpacking import read_panels, read_row, read_tile_ffn
 
 from flashllm.flash import codecs
 from flashllm.flash.layout import DTYPES, UNIT_TARGET, panel_bytes
-from flashllm.flash.parts import FFNPart, MatrixPart
+from flashllm.flash.parts import FFNPart, MatrixPart, part_from_json
 from flashllm.flash.quantize import dequantize, quantize
 
 SHAPES = [(1, 1), (16, 32), (17, 33), (40, 64), (100, 100)]
@@ -45,31 +45,39 @@ def test_matrix_units(dtype: str, shape: tuple[int, int]) -> None:
         (("q4m", "q4m", "q8"), 192, 96),
         (("q4", "q4", "bf16"), 70, 40),
         (("f16",) * 3, 33, 16),
+        ((None, "f32", "f32"), 70, 40),
+        ((None, "q4m", "q8"), 192, 96),
     ],
 )
-def test_tile_ffn_units(dtypes: tuple[str, str, str], neurons: int, width: int) -> None:
+def test_tile_ffn_units(dtypes: tuple[str | None, str, str], neurons: int, width: int) -> None:
     blocks = -(-neurons // 32)
     per_unit = 2 if blocks % 2 == 0 else 1
     shapes = [(neurons, width), (neurons, width), (width, neurons)]
     gate, up, down = (
-        quantize(random_weights(*shape, seed), dtype)
+        quantize(random_weights(*shape, seed), dtype) if dtype else None
         for seed, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))
     )
+    assert up and down
     part = FFNPart("ffn", "tile", *dtypes, neurons, width, per_unit, 0, blocks // per_unit)
     units = [unit.tobytes() for unit in codecs.PACK_FFN["tile"](gate, up, down, part)]
     assert [len(unit) for unit in units] == part.lengths().tolist()
     read = read_tile_ffn(units, dtypes, width, per_unit)
-    for theirs, ours, (rows, cols) in zip(read, (gate, up, down), shapes, strict=True):
+    packed = [(ours, shape) for ours, shape in zip((gate, up, down), shapes, strict=True) if ours]
+    for theirs, (ours, (rows, cols)) in zip(read, packed, strict=True):
         np.testing.assert_array_equal(theirs[:rows, :cols], dequantize(ours))
         assert not theirs[rows:].any()
 
 
+@pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize(("dtype", "width"), list(itertools.product(DTYPES, (32, 64, 96, 130))))
-def test_row_ffn_units(dtype: str, width: int) -> None:
+def test_row_ffn_units(dtype: str, width: int, gated: bool) -> None:
     neurons = 11
-    parts = [quantize(random_weights(neurons, width, seed), dtype) for seed in range(3)]
-    part = FFNPart("ffn", "row", dtype, dtype, dtype, neurons, width, 4, 0, 3)
-    units = [unit.tobytes() for unit in codecs.PACK_FFN["row"](*parts, part)]
+    parts = [quantize(random_weights(neurons, width, seed), dtype) for seed in range(2 + gated)]
+    gate_dtype, gate = (dtype, parts[0]) if gated else (None, None)
+    part = FFNPart("ffn", "row", gate_dtype, dtype, dtype, neurons, width, 4, 0, 3)
+    assert part_from_json(part.to_json(), "here") == part
+    packed = codecs.PACK_FFN["row"](gate, parts[-2], parts[-1], part)
+    units = [unit.tobytes() for unit in packed]
     assert [len(unit) for unit in units] == part.lengths().tolist()
     rest = b"".join(units)
     for neuron in range(neurons):
