@@ -1,7 +1,12 @@
-"""GGUF's blocks of weights, taken apart into codes, scales and minimums without loss."""
+"""A checkpoint's rows, as its file has them, to weights: exactly, or in the dtype that keeps them.
+
+The layouts of GGUF's blocks are those of github.com/ggml-org/llama.cpp, ggml-common.h and
+ggml-quants.c.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,61 +14,298 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.flash.quantize import Quantized
-
-KEPT = {"F32": "f32", "F16": "f16", "BF16": "bf16", "Q8_0": "q8", "Q4_0": "q4", "Q4_1": "q4m"}
-"""The flash dtype that holds each GGUF type exactly."""
+from flashllm.errors import UnsupportedModel
+from flashllm.flash.layout import GROUP
+from flashllm.flash.quantize import ZERO_CODE, Quantized, quantize
 
 Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+_KEEPS = {
+    "f32": ("F32",),
+    "f16": ("F16",),
+    "bf16": ("BF16",),
+    "q8": ("Q8_0", "Q5_0", "IQ4_NL", "MXFP4", "IQ4_XS", "Q8_K", "Q5_1", "Q5_K", "Q6_K"),
+    "q4": ("Q4_0",),
+    "q4m": ("Q4_1", "Q4_K", "Q2_K", "Q3_K"),
+}
+KEPT = {dtype: kept for kept, dtypes in _KEEPS.items() for dtype in dtypes}
+"""The flash dtype that each tensor type is kept in. Two and three bits go to q4m, whose 16 levels
+add little to the error such weights have already; q8 would triple their size."""
+
+EXACT = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "IQ4_NL"})
+"""The types that lose nothing. MXFP4 loses only scales beyond float16; IQ4_XS, Q8_K and Q4_K round
+their scales, products or float32 numbers, to float16; the others are quantised anew."""
+
+_REQUANTISED = frozenset(KEPT) - EXACT - {"MXFP4", "IQ4_XS", "Q8_K", "Q4_K"}
+_PLAIN: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
+_NARROW_FIRST = ("q4", "q4m", "q8", "f16", "bf16", "f32")
+
+
+def kept_dtype(dtype: str, where: str) -> str:
+    """KEPT[dtype]; `where` names the tensor. Raises UnsupportedModel for types without arithmetic.
+
+    Such are integers, and numbers that need a scale from another tensor (FP8, GPTQ, AWQ).
+    """
+    if dtype not in KEPT:
+        raise UnsupportedModel(
+            f"{where} is {dtype}, which is not supported as weights; use a version of the model in "
+            "F16, BF16 or F32, or a GGUF file"
+        )
+    return KEPT[dtype]
+
+
+def wider(a: str, b: str) -> str:
+    """The flash dtype for two matrices that must have one: no narrower than either's, `a` and `b`.
+
+    >>> wider("q8", "q4m"), wider("f16", "bf16")
+    ('q8', 'f32')
+    """
+    if {a, b} == {"f16", "bf16"}:  # neither holds the other
+        return "f32"
+    return max(a, b, key=_NARROW_FIRST.index)
+
+
+def exact(raw: Bytes, dtype: str) -> Floats:
+    """The weights that rows of a tensor, uint8 [rows, bytes of a row], stand for: [rows, cols].
+
+    Those of a damaged file may be infinite or NaN. Temporaries take a few times the result.
+    """
+    if dtype in _PLAIN:
+        weights: Floats = raw.view(_PLAIN[dtype]).astype(np.float32, copy=False)
+        return weights
+    return _weights(_decode(raw, dtype))
 
 
 def decode(raw: Bytes, dtype: str) -> Quantized:
-    """Rows of a GGUF tensor, uint8 [rows, bytes of a row], as the matrix they stand for.
+    """Rows of a tensor, as exact() takes them, without loss: in KEPT[dtype] or else in f32."""
+    return keep(raw, dtype) if dtype in EXACT else Quantized("f32", exact(raw, dtype))
 
-    Q8_0: float16 scale, 32 int8. Q4_0: float16 scale, 16 bytes; Q4_1: float16 scale, float16
-    minimum, 16 bytes; byte i of these holds column i below and column 16 + i above.
-    Source: github.com/ggml-org/llama.cpp, ggml-quants.c.
+
+def keep(raw: Bytes, dtype: str) -> Quantized:
+    """Rows of a tensor, as exact() takes them, in KEPT[dtype].
+
+    Weights that are not finite come back as they are, in f32, for the caller to refuse. Raises
+    UnsupportedModel for weights too large for float16 scales.
     """
-    return _DECODERS[dtype](raw)
+    kept = KEPT[dtype]
+    if dtype in _PLAIN:
+        return Quantized(kept, raw.view(_PLAIN[dtype]))
+    groups = _decode(raw, dtype)
+    if dtype not in _REQUANTISED and (quantized := _as_codes(groups, kept)):
+        return quantized
+    weights = _weights(groups)
+    return quantize(weights, kept) if np.isfinite(weights).all() else Quantized("f32", weights)
 
 
-def _plain(dtype: str, kind: Any) -> Callable[[Bytes], Quantized]:
-    return lambda raw: Quantized(dtype, raw.view(kind))
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """Weights codes * scales + minimums, in groups that share a scale.
+
+    codes: int8 or uint8 [rows, blocks, groups of a block, weights of a group]; scales and
+    minimums (None: zero): float32 [rows, blocks, groups of a block].
+    """
+
+    codes: NDArray[Any]
+    scales: Floats
+    minimums: Floats | None = None
 
 
-def _q8_0(raw: Bytes) -> Quantized:
-    blocks = raw.reshape(len(raw), -1, 34)
-    codes = blocks[:, :, 2:] ^ np.uint8(128)  # int8 + 128
-    return Quantized("q8", codes.reshape(len(raw), -1), _float16(blocks, 0))
+def _decode(raw: Bytes, dtype: str) -> _Groups:
+    nbytes, decoder = _DECODERS[dtype]
+    with np.errstate(over="ignore", invalid="ignore"):  # of damaged scales; weights are checked
+        return decoder(raw.reshape(len(raw), -1, nbytes))
 
 
-def _q4_0(raw: Bytes) -> Quantized:
-    blocks = raw.reshape(len(raw), -1, 18)
-    return Quantized("q4", _nibbles(blocks[:, :, 2:]), _float16(blocks, 0))
+def _weights(groups: _Groups) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = groups.codes.astype(np.float32)
+        weights *= groups.scales[..., None]
+        if groups.minimums is not None:
+            weights += groups.minimums[..., None]
+    return weights.reshape(len(weights), -1)
 
 
-def _q4_1(raw: Bytes) -> Quantized:
-    blocks = raw.reshape(len(raw), -1, 20)
-    return Quantized("q4m", _nibbles(blocks[:, :, 4:]), _float16(blocks, 0), _float16(blocks, 2))
+def _as_codes(groups: _Groups, dtype: str) -> Quantized | None:
+    """The same codes with scales and minimums in float16; None if these are beyond its range."""
+    rows = len(groups.codes)
+    numbers: list[NDArray[np.float16]] = []
+    for values in (groups.scales, groups.minimums):
+        if values is not None:
+            with np.errstate(over="ignore"):
+                halves = values.astype(np.float16).reshape(rows, -1)
+            if not np.isfinite(halves).all():
+                return None
+            numbers.append(halves.repeat(groups.codes.shape[-1] // GROUP, axis=1))
+    codes = groups.codes.reshape(rows, -1).view(np.uint8) + np.uint8(ZERO_CODE[dtype])
+    return Quantized(dtype, codes, *numbers)
 
 
-def _nibbles(packed: Bytes) -> Bytes:
-    codes = np.empty((*packed.shape[:2], 32), np.uint8)
-    np.bitwise_and(packed, 15, out=codes[:, :, :16])
-    np.right_shift(packed, 4, out=codes[:, :, 16:])
-    return codes.reshape(len(packed), -1)
+# ------------------------------------------------------- blocks of 32 weights: [rows, blocks, size]
 
 
-def _float16(blocks: Bytes, place: int) -> NDArray[np.float16]:
-    """The float16 at byte `place` of every block: [rows, blocks]."""
-    return np.ascontiguousarray(blocks[:, :, place : place + 2]).view("<f2")[:, :, 0]
+def _q8_0(blocks: Bytes) -> _Groups:
+    return _Groups(blocks[:, :, None, 2:].view(np.int8), _halves(blocks, 0))
 
 
-_DECODERS = {
-    "F32": _plain("f32", "<f4"),
-    "F16": _plain("f16", "<f2"),
-    "BF16": _plain("bf16", ml_dtypes.bfloat16),
-    "Q8_0": _q8_0,
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
+def _q4_0(blocks: Bytes) -> _Groups:
+    return _Groups(_signed(_fields(blocks[:, :, 2:], 16, 4), 8, 32), _halves(blocks, 0))
+
+
+def _q4_1(blocks: Bytes) -> _Groups:
+    codes = _grouped(_fields(blocks[:, :, 4:], 16, 4), 32)
+    return _Groups(codes, _halves(blocks, 0), _halves(blocks, 2))
+
+
+def _q5_0(blocks: Bytes) -> _Groups:
+    codes = _fifth_bit(blocks[:, :, 2:6]) | _grouped(_fields(blocks[:, :, 6:], 16, 4), 32)
+    return _Groups(_signed(codes, 16, 32), _halves(blocks, 0))
+
+
+def _q5_1(blocks: Bytes) -> _Groups:
+    codes = _fifth_bit(blocks[:, :, 4:8]) | _grouped(_fields(blocks[:, :, 8:], 16, 4), 32)
+    return _Groups(codes, _halves(blocks, 0), _halves(blocks, 2))
+
+
+def _iq4_nl(blocks: Bytes) -> _Groups:
+    codes = _grouped(_fields(blocks[:, :, 2:], 16, 4), 32)
+    return _Groups(_IQ4_VALUES[codes], _halves(blocks, 0))
+
+
+def _mxfp4(blocks: Bytes) -> _Groups:
+    codes = _grouped(_fields(blocks[:, :, 1:], 16, 4), 32)
+    return _Groups(_E2M1_DOUBLED[codes], _E8M0_HALVED[blocks[:, :, :1]])
+
+
+_IQ4_VALUES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)
+"""The levels of IQ4_NL and IQ4_XS."""
+
+# OCP Microscaling Formats 1.0: E2M1 elements, here doubled, times a power of two, here halved.
+_E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+_E8M0_HALVED = np.ldexp(np.float32(1), np.arange(256) - 128).astype(np.float32)
+
+
+# ------------------------------------------------------ blocks of 256 weights: [rows, blocks, size]
+
+
+def _q2_k(blocks: Bytes) -> _Groups:
+    scales, codes = blocks[:, :, :16], _grouped(_fields(blocks[:, :, 16:80], 32, 2), 16)
+    minimums = -(_halves(blocks, 82) * (scales >> 4).astype(np.float32))
+    return _Groups(codes, _halves(blocks, 80) * (scales & 15).astype(np.float32), minimums)
+
+
+def _q3_k(blocks: Bytes) -> _Groups:
+    high = _fields(blocks[:, :, :32], 32, 1) << 2  # where it is not set, 4 is taken off
+    low = _fields(blocks[:, :, 32:96], 32, 2)
+    codes = _signed(_grouped(low, 16) | _grouped(high, 16), 4, 16)
+    packed = blocks[:, :, 96:108]
+    nibbles = _fields(packed[:, :, :8], 8, 4).reshape(*packed.shape[:2], 16)
+    pairs = _fields(packed[:, :, 8:], 4, 2).reshape(*packed.shape[:2], 16)
+    scales = (nibbles | pairs << 4).astype(np.float32) - np.float32(32)
+    return _Groups(codes, _halves(blocks, 108) * scales)
+
+
+def _q4_k(blocks: Bytes) -> _Groups:
+    return _Groups(_grouped(_fields(blocks[:, :, 16:], 32, 4), 32), *_scales_and_minimums(blocks))
+
+
+def _q5_k(blocks: Bytes) -> _Groups:
+    high = _grouped(_fields(blocks[:, :, 16:48], 32, 1), 32) << 4
+    codes = high | _grouped(_fields(blocks[:, :, 48:], 32, 4), 32)
+    return _Groups(codes, *_scales_and_minimums(blocks))
+
+
+def _q6_k(blocks: Bytes) -> _Groups:
+    low = _grouped(_fields(blocks[:, :, :128], 64, 4), 16)
+    high = _grouped(_fields(blocks[:, :, 128:192], 32, 2), 16)
+    scales = blocks[:, :, 192:208].view(np.int8).astype(np.float32)
+    return _Groups(_signed(low | high << 4, 32, 16), _halves(blocks, 208) * scales)
+
+
+def _q8_k(blocks: Bytes) -> _Groups:
+    codes = blocks[:, :, None, 4:260].view(np.int8)
+    return _Groups(codes, np.ascontiguousarray(blocks[:, :, :4]).view("<f4"))
+
+
+def _iq4_xs(blocks: Bytes) -> _Groups:
+    low = _pairs(blocks[:, :, 4:8], 4)
+    high = _pairs(blocks[:, :, 2:4], 2)
+    scales = (low | high << 4).astype(np.float32) - np.float32(32)
+    codes = _IQ4_VALUES[_grouped(_fields(blocks[:, :, 8:], 16, 4), 32)]
+    return _Groups(codes, _halves(blocks, 0) * scales)
+
+
+_DECODERS: dict[str, tuple[int, Callable[[Bytes], _Groups]]] = {
+    "Q8_0": (34, _q8_0),
+    "Q4_0": (18, _q4_0),
+    "Q4_1": (20, _q4_1),
+    "Q5_0": (22, _q5_0),
+    "Q5_1": (24, _q5_1),
+    "IQ4_NL": (18, _iq4_nl),
+    "MXFP4": (17, _mxfp4),
+    "Q2_K": (84, _q2_k),
+    "Q3_K": (110, _q3_k),
+    "Q4_K": (144, _q4_k),
+    "Q5_K": (176, _q5_k),
+    "Q6_K": (210, _q6_k),
+    "Q8_K": (292, _q8_k),
+    "IQ4_XS": (136, _iq4_xs),
 }
+"""Bytes of a block of each type, and what takes it apart."""
+
+
+# ------------------------------------------------------------------------------ bits within a block
+
+
+def _fields(packed: Bytes, width: int, bits: int) -> Bytes:
+    """Each run of `width` bytes as 8 / bits runs of fields, the low bits' first.
+
+    uint8 [rows, blocks, bytes] to [rows, blocks, runs, 8 / bits, width].
+    """
+    runs = packed.reshape(*packed.shape[:2], -1, 1, width)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    fields = runs >> shifts
+    fields &= np.uint8((1 << bits) - 1)
+    return fields
+
+
+def _pairs(packed: Bytes, bits: int) -> Bytes:
+    """All fields of all bytes, one after another, the low bits first: [rows, blocks, fields]."""
+    return _fields(packed, 1, bits).reshape(*packed.shape[:2], -1)
+
+
+def _grouped(codes: NDArray[Any], size: int) -> NDArray[Any]:
+    """The weights of each block in groups of `size`."""
+    return codes.reshape(*codes.shape[:2], -1, size)
+
+
+def _signed(codes: Bytes, zero: int, size: int) -> NDArray[np.int8]:
+    """codes - zero, in groups of `size`."""
+    return _grouped(codes.view(np.int8) - np.int8(zero), size)
+
+
+def _fifth_bit(packed: Bytes) -> Bytes:
+    """16 or 0 for each weight of a block of 32: [rows, blocks, 1, 32]."""
+    return np.unpackbits(packed, axis=-1, bitorder="little")[:, :, None, :] << np.uint8(4)
+
+
+def _halves(blocks: Bytes, place: int) -> Floats:
+    """The float16 at byte `place` of every block: float32 [rows, blocks, 1]."""
+    return np.ascontiguousarray(blocks[:, :, place : place + 2]).view("<f2").astype(np.float32)
+
+
+def _scales_and_minimums(blocks: Bytes) -> tuple[Floats, Floats]:
+    """Of the 8 groups of Q4_K and Q5_K: 6-bit numbers, times the block's two float16.
+
+    Of 12 bytes, the first 4 hold groups 0 to 3's scales and the next 4 their minimums, in 6 bits;
+    groups 4 to 7 have their low 4 bits in the last 4 bytes and their high 2 above the others'.
+    """
+    low, middle, last = (blocks[:, :, i : i + 4] for i in (4, 8, 12))
+    scales = np.concatenate([low & 63, last & 15 | low >> 6 << 4], axis=-1)
+    minimums = np.concatenate([middle & 63, last >> 4 | middle >> 6 << 4], axis=-1)
+    return (
+        _halves(blocks, 0) * scales.astype(np.float32),
+        -(_halves(blocks, 2) * minimums.astype(np.float32)),
+    )

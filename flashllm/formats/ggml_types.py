@@ -21,30 +21,31 @@ READABLE = {
     1: GGMLType("F16", 1, 2),
     2: GGMLType("Q4_0", 32, 18),
     3: GGMLType("Q4_1", 32, 20),
+    6: GGMLType("Q5_0", 32, 22),
+    7: GGMLType("Q5_1", 32, 24),
     8: GGMLType("Q8_0", 32, 34),
+    10: GGMLType("Q2_K", 256, 84),
+    11: GGMLType("Q3_K", 256, 110),
+    12: GGMLType("Q4_K", 256, 144),
+    13: GGMLType("Q5_K", 256, 176),
+    14: GGMLType("Q6_K", 256, 210),
+    15: GGMLType("Q8_K", 256, 292),
+    20: GGMLType("IQ4_NL", 32, 18),
+    23: GGMLType("IQ4_XS", 256, 136),
     30: GGMLType("BF16", 1, 2),
+    39: GGMLType("MXFP4", 32, 17),
 }
+"""By number (ggml.h, enum ggml_type); sizes are those of ggml-common.h."""
 
-# Types that exist (ggml.h, enum ggml_type) and that this version cannot read, so that the message
-# can name them.
+# Types that exist and that this version cannot read, so that the message can name them.
 OTHERS = {
-    6: "Q5_0",
-    7: "Q5_1",
     9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    12: "Q4_K",
-    13: "Q5_K",
-    14: "Q6_K",
-    15: "Q8_K",
     16: "IQ2_XXS",
     17: "IQ2_XS",
     18: "IQ3_XXS",
     19: "IQ1_S",
-    20: "IQ4_NL",
     21: "IQ3_S",
     22: "IQ2_S",
-    23: "IQ4_XS",
     24: "I8",
     25: "I16",
     26: "I32",
@@ -53,7 +54,8 @@ OTHERS = {
     29: "IQ1_M",
     34: "TQ1_0",
     35: "TQ2_0",
-    39: "MXFP4",
+    40: "NVFP4",
+    41: "Q1_0",
 }
 
 
@@ -65,8 +67,7 @@ def ggml_type(number: int, where: str) -> GGMLType:
     if number in READABLE:
         return READABLE[number]
     if number in OTHERS:
-        readable = ", ".join(kind.name for kind in READABLE.values())
         raise UnsupportedModel(
-            f"{where} is {OTHERS[number]}, which is not supported yet; use a file of {readable}"
+            f"{where} is {OTHERS[number]}, which is not supported yet; use a Q2_K to Q8_0 file"
         )
     raise CorruptModel(f"{where} has the unknown tensor type {number}; download the file again")

@@ -122,7 +122,7 @@ def test_lies_are_refused_by_name(tmp_path: Path, lie: str) -> None:
         (struct.pack(">4sIQQ", b"GGUF", 3, 0, 0), "big-endian"),
         (header(version=1), "version 1"),
         (header(version=4), "version 4"),
-        (with_data(header(1) + entry("t", (256,), kind=12), 256), "'t' is Q4_K"),
+        (with_data(header(1) + entry("t", (256,), kind=19), 256), "'t' is IQ1_S"),
         (header(keys=1) + key("k", 9, struct.pack("<IQ", 9, 1) + bytes(12)), "array of arrays"),
     ],
 )
