@@ -18,6 +18,9 @@ from flashllm.model.config import ModelConfig
 from flashllm.model.families import Family, Slice, translate_gguf, translate_hf
 from flashllm.model.roles import Shape, roles
 
+MAX_VECTOR = 1 << 16
+"""Elements of a vector that a family may read to find its config."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -59,30 +62,35 @@ def understand(checkpoint: Checkpoint) -> Source:
     Raises UnsupportedModel for another architecture or tensors nobody would read; CorruptModel for
     a tensor that is missing or of another shape than the config says.
     """
-    tensors = checkpoint.tensors
+    vectors = set()
 
     def read_vector(name: str) -> NDArray[np.float32]:
         tensor = checkpoint.tensor(name)
+        if math.prod(tensor.shape) > MAX_VECTOR:
+            raise CorruptModel(f"tensor {name!r} is {tensor.shape}, far too large for what it is")
+        vectors.add(name)
         with TensorReader((tensor.file,)) as reader:
             raw = reader.rows(tensor, 0, tensor.rows)
         return dequantize(decode(raw, tensor.dtype)).reshape(-1)
 
     translate = translate_gguf if checkpoint.kind == "gguf" else translate_hf
     try:
-        family, config, slices = translate(checkpoint.metadata, tensors, read_vector)
+        found = translate(checkpoint.metadata, checkpoint.tensors, read_vector)
     except FlashError as error:
         raise type(error)(f"{checkpoint.path}: {error}") from None
-    shapes = roles(config)
-    places = {role: tuple(_rows(checkpoint, piece) for piece in slices[role]) for role in shapes}
+    shapes = roles(found.config)
+    places = {}
     for role, shape in shapes.items():
+        places[role] = tuple(_rows(checkpoint, piece) for piece in found.slices(role))
         _check(checkpoint, role, shape, places[role])
-    read = {rows.tensor.name for pieces in places.values() for rows in pieces}
-    if unread := sorted(set(tensors) - read):
+    read = vectors | {rows.tensor.name for pieces in places.values() for rows in pieces}
+    unread = sorted(name for name in set(checkpoint.tensors) - read if not found.ignores(name))
+    if unread:
         raise UnsupportedModel(
-            f"{checkpoint.path}: tensor {unread[0]!r} is not part of the {family.name} family as "
-            f"this version runs it ({len(unread)} such tensors)"
+            f"{checkpoint.path}: tensor {unread[0]!r} is not part of the {found.family.name} "
+            f"family as this version runs it ({len(unread)} such tensors)"
         )
-    return Source(checkpoint, family, config, shapes, places)
+    return Source(checkpoint, found.family, found.config, shapes, places)
 
 
 def _rows(checkpoint: Checkpoint, piece: Slice) -> Rows:

@@ -81,9 +81,9 @@ def test_tensors_that_do_not_fit_the_config(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     refuse(write(path, lambda t: t.pop("blk.0.ffn_up.weight")), CorruptModel, "ffn_up.* missing")
     refuse(
-        write(path, lambda t: t.update({"blk.0.attn_q.bias": t["output_norm.weight"]})),
+        write(path, lambda t: t.update({"blk.0.attn_sinks.weight": t["output_norm.weight"]})),
         UnsupportedModel,
-        "attn_q.bias",
+        "attn_sinks",
     )
     refuse(
         write(path, lambda t: t.update({"output_norm.weight": t["token_embd.weight"]})),

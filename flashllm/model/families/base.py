@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 
 from flashllm.model.config import ModelConfig
 from flashllm.model.families.keys import GGUFKeys, HFKeys
-from flashllm.model.roles import roles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,30 +29,28 @@ Names = Mapping[str, "str | Place"]
 class Family:
     """A model family as data: how its checkpoints become a ModelConfig and our roles.
 
-    gguf_names and hf_names add to, or replace, the names most checkpoints use (names.py). What is
-    not listed in roles(config) is not looked for. hf_norm_offset: Hugging Face's weights of norms
-    lack this summand (Gemma: 1).
+    gguf_names and hf_names may name more than a checkpoint has: roles(config) says what is looked
+    for. A family that GGUF does not know has no gguf_*. For Hugging Face's folders:
+    hf_norm_offset: what the weights of norms lack (Gemma: 1). hf_prefixes: other beginnings of
+    tensor names, to those of hf_names. hf_unused: regular expressions of tensors that a checkpoint
+    may hold and nobody reads; all others must be read.
     """
 
     name: str
-    gguf_architectures: tuple[str, ...]
     hf_architectures: tuple[str, ...]
-    config_from_gguf: Callable[[GGUFKeys], ModelConfig]
     config_from_hf: Callable[[HFKeys], ModelConfig]
-    gguf_names: Names
     hf_names: Names
+    gguf_architectures: tuple[str, ...] = ()
+    config_from_gguf: Callable[[GGUFKeys], ModelConfig] | None = None
+    gguf_names: Names = dataclasses.field(default_factory=dict)
     hf_norm_offset: float = 0.0
+    hf_prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    hf_unused: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
 
 
-def locate(names: Names, config: ModelConfig) -> dict[str, tuple[Slice, ...]]:
-    """Where the rows of every role are: slices that lie below each other."""
-    places: dict[str, tuple[Slice, ...]] = {}
-    for role in roles(config):
-        prefix, _, base = role.rpartition(".")
-        layer = int(prefix.removeprefix("layers.")) if prefix else 0
-        name = names[base]
-        if isinstance(name, str):
-            places[role] = (Slice(name.format(i=layer)),)
-        else:
-            places[role] = name(config, layer)
-    return places
+def locate(names: Names, config: ModelConfig, role: str) -> tuple[Slice, ...]:
+    """Where the rows of a role are: slices that lie below each other."""
+    prefix, _, base = role.rpartition(".")
+    layer = int(prefix.removeprefix("layers.")) if prefix else 0
+    name = names[base]
+    return (Slice(name.format(i=layer)),) if isinstance(name, str) else name(config, layer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flashllm.model.families.base import Place
+
 _LAYER_GGUF = {
     "attn_norm": "attn_norm",
     "attn_q": "attn_q",
@@ -33,9 +35,9 @@ _LAYER_LLAMA = {
 }
 
 
-def with_biases(stems: dict[str, str]) -> dict[str, str]:
+def with_biases(stems: dict[str, str]) -> dict[str, str | Place]:
     """role -> name.weight, and role_bias -> name.bias, of names without their ends."""
-    weights = {role: f"{stem}.weight" for role, stem in stems.items()}
+    weights: dict[str, str | Place] = {role: f"{stem}.weight" for role, stem in stems.items()}
     return weights | {f"{role}_bias": f"{stem}.bias" for role, stem in stems.items()}
 
 
@@ -51,3 +53,12 @@ LLAMA_NAMES = with_biases(
     | {role: f"model.layers.{{i}}.{name}" for role, name in _LAYER_LLAMA.items()}
 )
 """Hugging Face's names of the Llama family, which others took over."""
+
+GEMMA_NAMES = LLAMA_NAMES | with_biases(
+    {
+        "attn_post_norm": "model.layers.{i}.post_attention_layernorm",
+        "ffn_norm": "model.layers.{i}.pre_feedforward_layernorm",
+        "ffn_post_norm": "model.layers.{i}.post_feedforward_layernorm",
+    }
+)
+"""Those of blocks with norms before and after, or after only."""
