@@ -75,7 +75,7 @@ class Case:
                 if kind == "hidden":
                     self.program.ffn_hidden(x, ffn, "silu", h)
                 else:
-                    down.ffn_down(h, ffn, out)
+                    down.ffn_down(h, ffn, out, accumulate=True)
             part = 4 * blocks if kind == "hidden" else cols // 16
             self.bytes = copies * units * g * part * size
             if kind == "down":

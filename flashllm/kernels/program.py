@@ -20,19 +20,21 @@ from flashllm.kernels.weights import (
     Floats,
     KVRows,
     RowFFN,
+    Scoring,
     TileFFN,
     TileMatrix,
     padded,
 )
 
 Integers = NDArray[np.int64]
+ACTIVATIONS = ("silu", "gelu", "gelu_erf", "relu")
 
 
 class Program(abc.ABC):
     """Records steps; run(rows) executes them in order on the first `rows` rows of each buffer.
 
     parallel=True lets a step start before the one recorded just before it is finished: it must not
-    touch what that one writes.
+    touch what that one writes. accumulate=True adds to what `out` holds instead of replacing it.
     """
 
     def __init__(self, capacity: int):
@@ -46,19 +48,72 @@ class Program(abc.ABC):
     def _emit(self, name: str, *args: Any, parallel: bool = False) -> None:
         """Record one checked step."""
 
-    def embed(self, tokens: Integers, weight: TileMatrix, out: Floats) -> None:
-        """out[t] = row tokens[t] of weight; the caller has checked 0 <= tokens < weight.rows."""
-        self._vector("tokens", tokens, np.int64)
+    def embed(
+        self,
+        indices: Integers,
+        weight: TileMatrix,
+        out: Floats,
+        *,
+        scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> None:
+        """out[t] = scale * row indices[t] of weight; the caller has seen to 0 <= index < rows."""
+        self._vector("indices", indices, np.int64)
         self._rows("out", out, weight.cols)
-        self._emit("embed", tokens, weight, out)
+        self._emit("embed", indices, weight, scale, accumulate, out)
 
-    def rms_norm(self, x: Floats, weight: Floats, eps: float, out: Floats) -> None:
-        """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight (Zhang and Sennrich, 2019)."""
-        width = len(weight)
-        self._vector("weight", weight, np.float32, length=width)
+    def copy(self, x: Floats, width: int, out: Floats) -> None:
+        """out[t] = x[t], `width` elements."""
         self._rows("x", x, width)
         self._rows("out", out, width)
-        self._emit("rms_norm", x, weight, eps, out)
+        self._emit("copy", x, width, out)
+
+    def rms_norm(
+        self,
+        x: Floats,
+        weight: Floats,
+        eps: float,
+        out: Floats,
+        *,
+        bias: Floats | None = None,
+        groups: int = 1,
+        accumulate: bool = False,
+        parallel: bool = False,
+    ) -> None:
+        """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight + bias (Zhang and Sennrich, 2019).
+
+        x[t] is `groups` vectors side by side, each normed by itself; out may be x.
+        """
+        self._norm(x, weight, bias, groups, out)
+        args = (x, weight, bias, eps, groups, accumulate, out)
+        self._emit("rms_norm", *args, parallel=parallel)
+
+    def layer_norm(
+        self,
+        x: Floats,
+        weight: Floats,
+        eps: float,
+        out: Floats,
+        *,
+        bias: Floats | None = None,
+        groups: int = 1,
+        accumulate: bool = False,
+        parallel: bool = False,
+    ) -> None:
+        """out[t] = (x[t] - mean) / sqrt(variance + eps) * weight + bias (Ba et al., 2016).
+
+        The variance is the mean squared deviation. Groups and out as in rms_norm.
+        """
+        self._norm(x, weight, bias, groups, out)
+        args = (x, weight, bias, eps, groups, accumulate, out)
+        self._emit("layer_norm", *args, parallel=parallel)
+
+    def soft_cap(self, x: Floats, width: int, cap: float) -> None:
+        """x[t] = cap * tanh(x[t] / cap), `width` elements, in place."""
+        self._rows("x", x, width)
+        if not cap > 0:
+            raise InvalidInput(f"numbers cannot be capped at {cap}")
+        self._emit("soft_cap", x, width, cap)
 
     def quantize(self, x: Activations | FineActivations) -> None:
         """The int8 form of x.values."""
@@ -71,20 +126,23 @@ class Program(abc.ABC):
         weight: TileMatrix,
         out: Floats,
         *,
+        bias: Floats | None = None,
         accumulate: bool = False,
         parallel: bool = False,
     ) -> None:
-        """out[t] = weight x[t], or out[t] += weight x[t]."""
+        """out[t] = weight x[t] + bias."""
         self._activations("x", x, weight.cols)
         self._rows("out", out, weight.rows)
+        self._bias("bias", bias, weight.rows)
         fine = isinstance(x, FineActivations) and weight.dtype in QUANTIZED
         name = "matmul_fine" if fine else "matmul"
-        self._emit(name, x, weight, accumulate, out, parallel=parallel)
+        self._emit(name, x, weight, bias, accumulate, out, parallel=parallel)
 
     def rope(
         self,
         x: Floats,
         heads: int,
+        head_dim: int,
         positions: Integers,
         cos: Floats,
         sin: Floats,
@@ -92,17 +150,20 @@ class Program(abc.ABC):
         *,
         parallel: bool = False,
     ) -> None:
-        """Rotate every head of x in place by its position (Su et al., 2021).
+        """Rotate the first elements of every head of x in place by its position (Su et al., 2021).
 
-        cos, sin float32 [positions, head_dim / 2]; style as in ModelConfig.rope_style.
+        cos, sin float32 [positions, pairs], 2 * pairs <= head_dim; style as in RopeSpec.
         """
         if cos.shape != sin.shape or cos.ndim != 2 or style not in ("interleaved", "half"):
             raise InvalidInput(f"rope: tables {cos.shape} and {sin.shape}, style {style!r}")
+        if not 2 <= 2 * cos.shape[1] <= head_dim or heads < 1:
+            raise InvalidInput(f"rope: {cos.shape[1]} pairs in {heads} heads of {head_dim}")
         for name, table in (("cos", cos), ("sin", sin)):
             self._contiguous(name, table, np.float32)
         self._vector("positions", positions, np.int64)
-        self._rows("x", x, heads * cos.shape[1] * 2)
-        self._emit("rope", x, heads, positions, cos, sin, style, parallel=parallel)
+        self._rows("x", x, heads * head_dim)
+        args = (x, heads, head_dim, positions, cos, sin, style)
+        self._emit("rope", *args, parallel=parallel)
 
     def write_kv(
         self, keys: Floats, values: Floats, layer: int, positions: Integers, kv: KVRows
@@ -117,43 +178,72 @@ class Program(abc.ABC):
         self,
         queries: Floats,
         heads: int,
-        scale: float,
+        scoring: Scoring,
         layer: int,
         positions: Integers,
         kv: KVRows,
         out: Floats,
     ) -> None:
-        """out[t] = softmax(scale * q K^T) V over positions 0 .. positions[t] of t's sequence."""
+        """out[t] = softmax(scores of q) V over the positions of t's sequence up to positions[t]."""
         self._kv(kv, layer, positions)
         if heads < 1 or heads % kv.kv_heads:
             raise InvalidInput(f"{heads} heads cannot share {kv.kv_heads} key/value heads")
+        if len(scoring.slopes) not in (0, heads):
+            raise InvalidInput(f"{len(scoring.slopes)} slopes for {heads} heads")
         self._rows("queries", queries, heads * kv.head_dim)
         self._rows("out", out, heads * kv.head_dim)
-        self._emit("attend", queries, heads, scale, layer, positions, kv, out)
+        self._emit("attend", queries, heads, scoring, layer, positions, kv, out)
 
     def ffn_hidden(
-        self, x: Activations, ffn: TileFFN | RowFFN, function: str, out: Activations
+        self,
+        x: Activations,
+        ffn: TileFFN | RowFFN,
+        function: str,
+        out: Activations,
+        *,
+        gate_bias: Floats | None = None,
+        up_bias: Floats | None = None,
     ) -> None:
-        """out[t] = function(gate x[t]) * (up x[t]), with its int8 form if down needs it."""
-        if function not in ("silu", "gelu", "relu"):
-            raise InvalidInput(f"no activation function {function!r}; silu, gelu or relu")
+        """out[t] = function(gate x[t] + gate_bias) * (up x[t] + up_bias), also in int8 for tiles
+        of a quantised down; without gates function(up x[t] + up_bias).
+
+        Biases are of all neurons or, for RowFFN, of those in its table, in its order; neurons that
+        only fill a unit stay 0.
+        """
+        if function not in ACTIVATIONS:
+            raise InvalidInput(f"no activation {function!r}; one of {', '.join(ACTIVATIONS)}")
+        if gate_bias is not None and not ffn.gated:
+            raise InvalidInput("a feed-forward without gates takes no bias for them")
+        neurons = len(ffn.table) if isinstance(ffn, RowFFN) else ffn.neurons
+        self._bias("gate_bias", gate_bias, neurons)
+        self._bias("up_bias", up_bias, neurons)
         self._activations("x", x, ffn.width)
+        args = (x, ffn, function, gate_bias, up_bias, out)
         if isinstance(ffn, RowFFN):
             self._activations("out", out, len(ffn.table))
-            self._emit("row_hidden", x, ffn, function, out)
+            self._emit("row_hidden", *args)
         else:
             self._activations("out", out, ffn.padded_neurons)
-            self._emit("ffn_hidden", x, ffn, function, out)
+            self._emit("ffn_hidden", *args)
 
-    def ffn_down(self, h: Activations, ffn: TileFFN | RowFFN, out: Floats) -> None:
-        """out[t] += down h[t]."""
+    def ffn_down(
+        self,
+        h: Activations,
+        ffn: TileFFN | RowFFN,
+        out: Floats,
+        *,
+        bias: Floats | None = None,
+        accumulate: bool = False,
+    ) -> None:
+        """out[t] = down h[t] + bias."""
         self._rows("out", out, ffn.width)
+        self._bias("bias", bias, ffn.width)
         if isinstance(ffn, RowFFN):
             self._activations("h", h, len(ffn.table))
-            self._emit("row_down", h, ffn, out)
+            self._emit("row_down", h, ffn, bias, accumulate, out)
         else:
             self._activations("h", h, ffn.padded_neurons)
-            self._emit("ffn_down", h, ffn, out)
+            self._emit("ffn_down", h, ffn, bias, accumulate, out)
 
     # -------------------------------------------------------------- checks
 
@@ -179,6 +269,27 @@ class Program(abc.ABC):
             raise InvalidInput(
                 f"{name}: shape {array.shape}, expected at least [{self.capacity}, {padded(width)}]"
             )
+
+    def _bias(self, name: str, bias: Floats | None, length: int) -> None:
+        if bias is None:
+            return
+        self._contiguous(name, bias, np.float32)
+        if bias.shape != (length,):
+            raise InvalidInput(f"{name}: shape {bias.shape}, expected ({length},)")
+
+    def _norm(
+        self, x: Floats, weight: Floats, bias: Floats | None, groups: int, out: Floats
+    ) -> None:
+        width = len(weight)
+        self._vector("weight", weight, np.float32, length=width)
+        self._bias("bias", bias, width)
+        if groups < 1 or width % groups or (groups > 1 and width // groups % 16):
+            raise InvalidInput(
+                f"{width} weights for {groups} groups: several groups are normed if each has a "
+                "multiple of 16 elements"
+            )
+        self._rows("x", x, width)
+        self._rows("out", out, width)
 
     def _activations(self, name: str, x: Activations | FineActivations, width: int) -> None:
         self._rows(name, x.values, width)

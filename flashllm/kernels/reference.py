@@ -1,151 +1,99 @@
 """The slow, obvious numpy twin of every kernel, in float32: the specification.
 
 Each function takes the arguments of the Program method of its name, after the number of rows.
-Weights are decoded from the bytes docs/format.md describes; activations are not quantised.
+Weights are decoded to float32; activations are not quantised.
 """
 
 from __future__ import annotations
 
-import ctypes
+import math
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from flashllm.kernels.decoding import matrix, memory, row_parts, tile_down, tile_inputs
 from flashllm.kernels.program import Integers, Program
 from flashllm.kernels.weights import (
-    TILE_BYTES,
     Activations,
     FineActivations,
     Floats,
     KVRows,
     RowFFN,
+    Scoring,
     TileFFN,
     TileMatrix,
-    padded,
 )
 
-Bytes = NDArray[np.uint8]
-_STORED: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+_ERF = np.frompyfunc(math.erf, 1, 1)
 
 
-def memory(address: int, count: int) -> Bytes:
-    """`count` bytes at an address, as an array that owns nothing."""
-    return np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(int(address)))
+def _put(out: Floats, result: Floats, accumulate: bool) -> None:
+    out[:] = out + result if accumulate else result
 
 
-# ------------------------------------------------------------------ decoding weights
-
-
-def decode_tiles(data: Bytes, dtype: str, panels: int, blocks: int) -> Floats:
-    """Tiles [panels, blocks] to a matrix float32 [16 * panels, 32 * blocks]."""
-    tiles = data.reshape(panels, blocks, TILE_BYTES[dtype])
-    if dtype in _STORED:
-        by_column = tiles.view(_STORED[dtype]).astype(np.float32).reshape(panels, blocks, 32, 16)
-        weights = by_column.transpose(0, 3, 1, 2)
-    else:
-        code_bytes = 512 if dtype == "q8" else 256
-        groups = tiles[:, :, :code_bytes].reshape(panels, blocks, -1, 16, 4)
-        codes = groups if dtype == "q8" else np.concatenate([groups & 15, groups >> 4], axis=2)
-        weights = _dequantize(
-            codes.transpose(0, 3, 1, 2, 4).reshape(panels, 16, blocks, 32),
-            np.ascontiguousarray(tiles[:, :, code_bytes:]).view(np.float16).astype(np.float32),
-            dtype,
-            lambda scales: scales.transpose(0, 2, 1)[..., None],
-        )
-    return np.ascontiguousarray(weights).reshape(16 * panels, 32 * blocks)
-
-
-def _dequantize(
-    codes: NDArray[np.uint8], scales: Floats, dtype: str, place: Callable[[Floats], Floats]
-) -> Floats:
-    values = codes.astype(np.float32)
-    count = scales.shape[-1] // (2 if dtype == "q4m" else 1)
-    scale = place(scales[..., :count])
-    if dtype == "q4m":
-        return values * scale + place(scales[..., count:])
-    return (values - (128 if dtype == "q8" else 8)) * scale
-
-
-def decode_row(data: Bytes, dtype: str, width: int) -> Floats:
-    """A gate row, up row or down column of codec `row` to float32 [width]."""
-    columns = padded(width)
-    if dtype in _STORED:
-        plain: Floats = data.view(_STORED[dtype]).astype(np.float32)
-        return plain[:width]
-    code_bytes = columns if dtype == "q8" else columns // 2
-    codes = data[:code_bytes]
-    if dtype != "q8":
-        halves = codes.reshape(-1, 1, 32)
-        codes = np.concatenate([halves & 15, halves >> 4], axis=1)
-    scales = data[code_bytes:].view(np.float16).astype(np.float32)
-    groups = _dequantize(codes.reshape(-1, 32), scales, dtype, lambda s: s[:, None])
-    return groups.reshape(-1)[:width]
-
-
-def matrix(weight: TileMatrix) -> Floats:
-    """A tiled matrix as float32 [rows, cols]."""
-    panel_bytes = weight.blocks * TILE_BYTES[weight.dtype]
-    parts = []
-    for unit, address in enumerate(weight.table):
-        panels = min(weight.panels_per_unit, weight.panels - unit * weight.panels_per_unit)
-        data = memory(address, panels * panel_bytes)
-        parts.append(decode_tiles(data, weight.dtype, panels, weight.blocks))
-    return np.concatenate(parts)[: weight.rows, : weight.cols]
-
-
-def _tile_gate_up(ffn: TileFFN) -> tuple[Floats, Floats]:
-    """gate and up, float32 [padded_neurons, width]."""
-    blocks = -(-ffn.width // 32)
-    gate, up = [], []
-    for address in ffn.table:
-        data = memory(address, 2 * ffn.gate_bytes)
-        both = decode_tiles(data, ffn.dtype, 4 * ffn.blocks_per_unit, blocks)
-        pairs = both.reshape(ffn.blocks_per_unit, 2, 32, -1)[..., : ffn.width]
-        gate.append(pairs[:, 0].reshape(-1, ffn.width))
-        up.append(pairs[:, 1].reshape(-1, ffn.width))
-    return np.concatenate(gate), np.concatenate(up)
-
-
-def _tile_down(ffn: TileFFN) -> Floats:
-    """down, float32 [width, padded_neurons]."""
-    panels = -(-ffn.width // 16)
-    size = panels * ffn.blocks_per_unit * TILE_BYTES[ffn.down_dtype]
-    parts = [
-        decode_tiles(
-            memory(address + 2 * ffn.gate_bytes, size), ffn.down_dtype, panels, ffn.blocks_per_unit
-        )
-        for address in ffn.table
-    ]
-    return np.concatenate(parts, axis=1)[: ffn.width]
-
-
-def _row_part(ffn: RowFFN, part: int) -> Floats:
-    """Part 0, 1 or 2 (gate, up, down) of the table's neurons, float32 [neurons, width]."""
-    size = ffn.part_bytes
-    rows = [
-        decode_row(memory(address + part * size, size), ffn.dtype, ffn.width)
-        for address in ffn.table
-    ]
-    return np.stack(rows) if rows else np.zeros((0, ffn.width), np.float32)
-
-
-# ------------------------------------------------------------------ steps
-
-
-def embed(rows: int, tokens: Integers, weight: TileMatrix, out: Floats) -> None:
+def embed(
+    rows: int, indices: Integers, weight: TileMatrix, scale: float, accumulate: bool, out: Floats
+) -> None:
     """Twin of Program.embed."""
-    out[:rows, : weight.cols] = matrix(weight)[tokens[:rows]]
+    found = matrix(weight)[indices[:rows]] * np.float32(scale)
+    _put(out[:rows, : weight.cols], found, accumulate)
 
 
-def rms_norm(rows: int, x: Floats, weight: Floats, eps: float, out: Floats) -> None:
+def copy(rows: int, x: Floats, width: int, out: Floats) -> None:
+    """Twin of Program.copy."""
+    out[:rows, :width] = x[:rows, :width]
+
+
+def rms_norm(
+    rows: int,
+    x: Floats,
+    weight: Floats,
+    bias: Floats | None,
+    eps: float,
+    groups: int,
+    accumulate: bool,
+    out: Floats,
+) -> None:
     """Twin of Program.rms_norm."""
-    width = len(weight)
-    v = x[:rows, :width]
-    mean = np.mean(v.astype(np.float64) ** 2, axis=1, keepdims=True)
-    out[:rows, :width] = v / np.sqrt(mean + eps) * weight
+    v = x[:rows, : len(weight)].reshape(rows, groups, -1).astype(np.float64)
+    normed = v / np.sqrt(np.mean(v**2, axis=2, keepdims=True) + eps)
+    _put_normed(rows, normed, weight, bias, accumulate, out)
+
+
+def layer_norm(
+    rows: int,
+    x: Floats,
+    weight: Floats,
+    bias: Floats | None,
+    eps: float,
+    groups: int,
+    accumulate: bool,
+    out: Floats,
+) -> None:
+    """Twin of Program.layer_norm."""
+    v = x[:rows, : len(weight)].reshape(rows, groups, -1).astype(np.float64)
+    centred = v - v.mean(axis=2, keepdims=True)
+    normed = centred / np.sqrt(np.mean(centred**2, axis=2, keepdims=True) + eps)
+    _put_normed(rows, normed, weight, bias, accumulate, out)
+
+
+def _put_normed(
+    rows: int,
+    normed: NDArray[np.float64],
+    weight: Floats,
+    bias: Floats | None,
+    accumulate: bool,
+    out: Floats,
+) -> None:
+    result = normed.reshape(rows, -1) * weight + (0 if bias is None else bias)
+    _put(out[:rows, : len(weight)], result.astype(np.float32), accumulate)
+
+
+def soft_cap(rows: int, x: Floats, width: int, cap: float) -> None:
+    """Twin of Program.soft_cap."""
+    x[:rows, :width] = cap * np.tanh(x[:rows, :width] / cap)
 
 
 def quantize(rows: int, x: Activations) -> None:
@@ -174,27 +122,41 @@ def matmul(
     rows: int,
     x: Activations | FineActivations,
     weight: TileMatrix,
+    bias: Floats | None,
     accumulate: bool,
     out: Floats,
 ) -> None:
     """Twin of Program.matmul."""
-    y = x.values[:rows, : weight.cols] @ matrix(weight).T
-    out[:rows, : weight.rows] = out[:rows, : weight.rows] + y if accumulate else y
+    y = _plus(x.values[:rows, : weight.cols] @ matrix(weight).T, bias)
+    _put(out[:rows, : weight.rows], y, accumulate)
+
+
+def _plus(y: Floats, bias: Floats | None) -> Floats:
+    return y if bias is None else y + bias
 
 
 def rope(
-    rows: int, x: Floats, heads: int, positions: Integers, cos: Floats, sin: Floats, style: str
+    rows: int,
+    x: Floats,
+    heads: int,
+    head_dim: int,
+    positions: Integers,
+    cos: Floats,
+    sin: Floats,
+    style: str,
 ) -> None:
     """Twin of Program.rope."""
     half = cos.shape[1]
-    pairs = x[:rows, : heads * 2 * half].reshape(rows, heads, -1).copy()
+    whole = x[:rows, : heads * head_dim].reshape(rows, heads, head_dim).copy()
+    pairs = whole[..., : 2 * half].copy()
     c, s = (table[positions[:rows], None, :] for table in (cos, sin))
     a = np.s_[..., 0::2] if style == "interleaved" else np.s_[..., :half]
     b = np.s_[..., 1::2] if style == "interleaved" else np.s_[..., half:]
     rotated = np.empty_like(pairs)
     rotated[a] = pairs[a] * c - pairs[b] * s
     rotated[b] = pairs[a] * s + pairs[b] * c
-    x[:rows, : heads * 2 * half] = rotated.reshape(rows, -1)
+    whole[..., : 2 * half] = rotated
+    x[:rows, : heads * head_dim] = whole.reshape(rows, -1)
 
 
 def _cache(kv: KVRows, row: int, layer: int, head: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -223,7 +185,7 @@ def attend(
     rows: int,
     queries: Floats,
     heads: int,
-    scale: float,
+    scoring: Scoring,
     layer: int,
     positions: Integers,
     kv: KVRows,
@@ -232,53 +194,79 @@ def attend(
     """Twin of Program.attend."""
     dim = kv.head_dim
     for t in range(rows):
-        visible = int(positions[t]) + 1
+        at = int(positions[t])
+        first = max(0, at + 1 - (scoring.window or at + 1))
+        seen = np.arange(first, at + 1)
         for head in range(heads):
             k, v = _cache(kv, t, layer, head * kv.kv_heads // heads)
-            past = k[: -(-visible // 16)].transpose(0, 2, 1).reshape(-1, dim)[:visible]
+            keys = k.transpose(0, 2, 1).reshape(-1, dim)[seen].astype(np.float32)
             part = np.s_[t, head * dim : (head + 1) * dim]
-            scores = past.astype(np.float32) @ queries[part] * np.float32(scale)
+            scores = keys @ queries[part] * np.float32(scoring.scale)
+            if scoring.soft_cap is not None:
+                scores = scoring.soft_cap * np.tanh(scores / scoring.soft_cap)
+            if scoring.slopes:
+                scores = scores - scoring.slopes[head] * (at - seen)
             weights = np.exp(scores - scores.max())
-            out[part] = weights / weights.sum() @ v[:visible].astype(np.float32)
+            out[part] = weights / weights.sum() @ v[seen].astype(np.float32)
 
 
 def _activate(x: Floats, function: str) -> Floats:
     if function == "relu":
         return np.maximum(x, 0)
+    if function == "gelu_erf":
+        exact: Floats = (0.5 * x * (1 + _ERF(x / math.sqrt(2)).astype(np.float64))).astype(
+            np.float32
+        )
+        return exact
     z = x if function == "silu" else 1.5957691216057308 * (x + 0.044715 * x**3)
     result: Floats = (x / (1 + np.exp(-np.maximum(z, -87)))).astype(np.float32)
     return result
 
 
-def ffn_hidden(rows: int, x: Activations, ffn: TileFFN, function: str, out: Activations) -> None:
-    """Twin of Program.ffn_hidden over `tile` units."""
-    gate, up = _tile_gate_up(ffn)
+def ffn_hidden(
+    rows: int,
+    x: Activations,
+    ffn: TileFFN | RowFFN,
+    function: str,
+    gate_bias: Floats | None,
+    up_bias: Floats | None,
+    out: Activations,
+) -> None:
+    """Twin of Program.ffn_hidden."""
+    inputs = tile_inputs(ffn) if isinstance(ffn, TileFFN) else row_parts(ffn)[:-1]
+    neurons = ffn.neurons if isinstance(ffn, TileFFN) else len(ffn.table)
     v = x.values[:rows, : ffn.width]
-    out.values[:rows, : ffn.padded_neurons] = _activate(v @ gate.T, function) * (v @ up.T)
+    up = _plus(v @ inputs[-1][:neurons].T, up_bias)
+    if ffn.gated:
+        hidden = _activate(_plus(v @ inputs[0][:neurons].T, gate_bias), function) * up
+    else:
+        hidden = _activate(up, function)
+    out.values[:rows] = 0
+    out.values[:rows, :neurons] = hidden
 
 
-def ffn_down(rows: int, h: Activations, ffn: TileFFN, out: Floats) -> None:
-    """Twin of Program.ffn_down over `tile` units."""
-    out[:rows, : ffn.width] += h.values[:rows, : ffn.padded_neurons] @ _tile_down(ffn).T
-
-
-def row_hidden(rows: int, x: Activations, ffn: RowFFN, function: str, out: Activations) -> None:
-    """Twin of Program.ffn_hidden over `row` units."""
-    v = x.values[:rows, : ffn.width]
-    gate, up = v @ _row_part(ffn, 0).T, v @ _row_part(ffn, 1).T
-    out.values[:rows, : len(ffn.table)] = _activate(gate, function) * up
-
-
-def row_down(rows: int, h: Activations, ffn: RowFFN, out: Floats) -> None:
-    """Twin of Program.ffn_down over `row` units."""
-    out[:rows, : ffn.width] += h.values[:rows, : len(ffn.table)] @ _row_part(ffn, 2)
+def ffn_down(
+    rows: int,
+    h: Activations,
+    ffn: TileFFN | RowFFN,
+    bias: Floats | None,
+    accumulate: bool,
+    out: Floats,
+) -> None:
+    """Twin of Program.ffn_down."""
+    down = tile_down(ffn).T if isinstance(ffn, TileFFN) else row_parts(ffn)[-1]
+    y = _plus(h.values[:rows, : len(down)] @ down, bias)
+    _put(out[:rows, : ffn.width], y, accumulate)
 
 
 _STEPS: dict[str, Callable[..., None]] = {
     step.__name__: step
     for step in (
         embed,
+        copy,
         rms_norm,
+        layer_norm,
+        soft_cap,
         quantize,
         quantize_fine,
         matmul,
@@ -287,10 +275,8 @@ _STEPS: dict[str, Callable[..., None]] = {
         attend,
         ffn_hidden,
         ffn_down,
-        row_hidden,
-        row_down,
     )
-} | {"matmul_fine": matmul}
+} | {"matmul_fine": matmul, "row_hidden": ffn_hidden, "row_down": ffn_down}
 
 
 class ReferenceProgram(Program):

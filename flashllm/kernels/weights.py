@@ -71,7 +71,7 @@ class TileMatrix:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TileFFN:
-    """A gated feed-forward in units of blocks_per_unit blocks of 32 neurons."""
+    """A feed-forward, gated or not, in units of blocks_per_unit blocks of 32 neurons."""
 
     dtype: str
     down_dtype: str
@@ -79,6 +79,7 @@ class TileFFN:
     neurons: int
     blocks_per_unit: int
     table: Addresses
+    gated: bool = True
 
     def __post_init__(self) -> None:
         if min(self.width, self.neurons, self.blocks_per_unit) < 1:
@@ -93,22 +94,16 @@ class TileFFN:
         return len(self.table) * self.blocks_per_unit * TILE_COLS
 
     @property
-    def gate_bytes(self) -> int:
-        """Bytes of gate or up in one unit."""
+    def input_bytes(self) -> int:
+        """Bytes of a unit before down: of gate, if there is one, and up."""
         blocks = -(-self.width // TILE_COLS)
-        return 2 * self.blocks_per_unit * blocks * TILE_BYTES[self.dtype]
-
-    @property
-    def unit_bytes(self) -> int:
-        """Bytes of one unit."""
-        panels = -(-self.width // TILE_ROWS)
-        down = panels * self.blocks_per_unit * TILE_BYTES[self.down_dtype]
-        return 2 * self.gate_bytes + down
+        panels = (4 if self.gated else 2) * self.blocks_per_unit
+        return panels * blocks * TILE_BYTES[self.dtype]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowFFN:
-    """The neurons of a gated feed-forward that are computed: table holds each one's address.
+    """The neurons of a feed-forward that are computed: table holds each one's address.
 
     Their order is the order in which they are summed: ascending ids give the dense result.
     """
@@ -116,6 +111,7 @@ class RowFFN:
     dtype: str
     width: int
     table: Addresses
+    gated: bool = True
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -126,6 +122,36 @@ class RowFFN:
     def part_bytes(self) -> int:
         """Bytes of a gate row, an up row or a down column."""
         return row_part_bytes(self.dtype, self.width)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of a neuron before its down column: of its gate row, if any, and up row."""
+        return (2 if self.gated else 1) * self.part_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How attention weighs position j for a query at position p >= j.
+
+    The score is scale * (q . k); with a soft_cap c it becomes c tanh(score / c); slopes[head] *
+    (p - j) is taken off (ALiBi; Press et al., 2022). With a window only p - j < window is seen.
+    """
+
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
+    slopes: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise InvalidInput(f"a window of {self.window} tokens sees nothing")
+        if self.soft_cap is not None and not self.soft_cap > 0:
+            raise InvalidInput(f"scores cannot be capped at {self.soft_cap}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether scores are only scaled."""
+        return self.window is None and self.soft_cap is None and not self.slopes
 
 
 class Activations:

@@ -1,45 +1,56 @@
-"""The attention block: norm, projections, rotary positions, the cache, and the way back."""
+"""Attention: projections, norms of queries and keys, positions, the cache, and the way back."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from flashllm.kernels.program import Program
-from flashllm.kernels.weights import QUANTIZED, Floats, TileMatrix
+from flashllm.kernels.weights import QUANTIZED, Floats, Scoring
 from flashllm.layers.buffers import StepBuffers
+from flashllm.layers.linear import Linear
+from flashllm.layers.norm import Norm
 from flashllm.layers.rope import RopeTable
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """One layer's grouped-query attention with rotary positions (Ainslie et al., 2023)."""
+    """One layer's attention, `heads` queries on the cache's heads (Ainslie et al., 2023)."""
 
     layer: int
     heads: int
-    norm: Floats
-    norm_eps: float
-    query: TileMatrix
-    key: TileMatrix
-    value: TileMatrix
-    out: TileMatrix
-    rope: RopeTable
-    rope_style: str
+    query: Linear
+    key: Linear
+    value: Linear
+    out: Linear
+    scoring: Scoring
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    rope: RopeTable | None = None
 
-    def record(self, program: Program, s: StepBuffers) -> None:
-        """x += out(attention(norm(x)))."""
-        program.rms_norm(s.x, self.norm, self.norm_eps, s.attention_in.values)
-        if {self.query.dtype, self.key.dtype, self.value.dtype} & QUANTIZED:
+    def record(self, program: Program, s: StepBuffers, out: Floats, *, accumulate: bool) -> None:
+        """out (+)= attention of s.attention_in."""
+        inputs = (self.query, self.key, self.value)
+        if {linear.weight.dtype for linear in inputs} & QUANTIZED:
             program.quantize(s.attention_in)
-        program.matmul(s.attention_in, self.query, s.queries)
-        program.matmul(s.attention_in, self.key, s.keys, parallel=True)
-        program.matmul(s.attention_in, self.value, s.values, parallel=True)
-        tables = (s.positions, self.rope.cos, self.rope.sin, self.rope_style)
-        program.rope(s.queries, self.heads, *tables)
-        program.rope(s.keys, s.kv.kv_heads, *tables, parallel=True)
+        self.query.record(program, s.attention_in, s.queries)
+        self.key.record(program, s.attention_in, s.keys, parallel=True)
+        self.value.record(program, s.attention_in, s.values, parallel=True)
+        if self.query_norm and self.key_norm:
+            self.query_norm.record(program, s.queries, s.queries)
+            self.key_norm.record(program, s.keys, s.keys, parallel=True)
+        if self.rope:
+            self.rope.record(program, s.queries, self.heads, s.kv.head_dim)
+            self.rope.record(program, s.keys, s.kv.kv_heads, s.kv.head_dim, parallel=True)
         program.write_kv(s.keys, s.values, self.layer, s.positions, s.kv)
-        scale = s.kv.head_dim**-0.5
-        values = s.attended.values
-        program.attend(s.queries, self.heads, scale, self.layer, s.positions, s.kv, values)
-        if self.out.dtype in QUANTIZED:
+        program.attend(
+            s.queries,
+            self.heads,
+            self.scoring,
+            self.layer,
+            s.positions,
+            s.kv,
+            s.attended.values,
+        )
+        if self.out.weight.dtype in QUANTIZED:
             program.quantize(s.attended)
-        program.matmul(s.attended, self.out, s.x, accumulate=True)
+        self.out.record(program, s.attended, out, accumulate=accumulate)

@@ -11,7 +11,8 @@ from flashllm.kernels.weights import Activations, FineActivations, Floats, KVRow
 class StepBuffers:
     """Room for `capacity` tokens of one step.
 
-    x is the residual stream; attention_in and ffn_in are its normed forms; kv says where each row's
+    x is the residual stream; attention_in and ffn_in are its normed forms; branch is what attention
+    or feed-forward gives, where that is normed before it is added to x; kv says where each row's
     sequence keeps its keys and values.
 
     attention_in is quantised twice, as the head's input is. Of the mean KL divergence that int8
@@ -32,9 +33,11 @@ class StepBuffers:
         kv_dtype: np.dtype[np.floating],
     ):
         self.capacity = capacity
+        self.hidden = hidden
         self.tokens: Integers = np.zeros(capacity, np.int64)
         self.positions: Integers = np.zeros(capacity, np.int64)
         self.x: Floats = np.zeros((capacity, padded(hidden)), np.float32)
+        self.branch: Floats = np.zeros_like(self.x)
         self.attention_in = FineActivations(capacity, hidden)
         self.ffn_in = Activations(capacity, hidden)
         self.queries: Floats = np.zeros((capacity, padded(heads * head_dim)), np.float32)

@@ -1,4 +1,4 @@
-"""The feed-forward block: norm, then the gated network over its units."""
+"""The feed-forward network over its units."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from flashllm.layers.buffers import StepBuffers
 
 @dataclasses.dataclass(frozen=True)
 class FeedForward:
-    """One layer's gated feed-forward (Shazeer, 2020), dense."""
+    """One layer's feed-forward, gated (Shazeer, 2020) or not, dense."""
 
-    norm: Floats
-    norm_eps: float
     weights: TileFFN | RowFFN
     activation: str
+    gate_bias: Floats | None = None
+    up_bias: Floats | None = None
+    down_bias: Floats | None = None
 
-    def record(self, program: Program, s: StepBuffers) -> None:
-        """x += down(act(gate(norm(x))) * up(norm(x)))."""
-        program.rms_norm(s.x, self.norm, self.norm_eps, s.ffn_in.values)
+    def record(self, program: Program, s: StepBuffers, out: Floats, *, accumulate: bool) -> None:
+        """out (+)= feed-forward of s.ffn_in."""
         if self.weights.dtype in QUANTIZED:
             program.quantize(s.ffn_in)
-        program.ffn_hidden(s.ffn_in, self.weights, self.activation, s.neurons)
-        program.ffn_down(s.neurons, self.weights, s.x)
+        program.ffn_hidden(
+            s.ffn_in,
+            self.weights,
+            self.activation,
+            s.neurons,
+            gate_bias=self.gate_bias,
+            up_bias=self.up_bias,
+        )
+        program.ffn_down(s.neurons, self.weights, out, bias=self.down_bias, accumulate=accumulate)

@@ -15,9 +15,8 @@ from flashllm.errors import ContextFull, InvalidInput
 from flashllm.kernels import Backend
 from flashllm.kernels.program import Program
 from flashllm.kernels.weights import Floats
-from flashllm.layers.attention import Attention
+from flashllm.layers.block import Block
 from flashllm.layers.buffers import StepBuffers
-from flashllm.layers.ffn import FeedForward
 from flashllm.layers.head import Embedding, Head
 from flashllm.layers.rope import RopeTable
 from flashllm.model.config import ModelConfig
@@ -38,28 +37,27 @@ class Decoder:
         backend: Backend,
         units: ResidentUnits,
         buffers: StepBuffers,
-        rope: RopeTable,
+        ropes: Seq[RopeTable],
         embedding: Embedding,
-        blocks: Seq[tuple[Attention, FeedForward]],
+        blocks: Seq[Block],
         head: Head,
     ):
         self.config = config
         self._backend = backend
         self._units = units
         self._buffers = buffers
-        self._rope = rope
+        self._ropes = ropes
         self._head = head
         self._first = self._program()
         embedding.record(self._first, buffers)
-        self._layers = [self._layer(*block) for block in blocks]
+        self._layers = [self._layer(block) for block in blocks]
 
     def _program(self) -> Program:
         return self._backend.program(self._buffers.capacity)
 
-    def _layer(self, attention: Attention, ffn: FeedForward) -> Program:
+    def _layer(self, block: Block) -> Program:
         program = self._program()
-        attention.record(program, self._buffers)
-        ffn.record(program, self._buffers)
+        block.record(program, self._buffers)
         return program
 
     @property
@@ -178,7 +176,9 @@ class Decoder:
         s.tokens[:rows] = ids
         s.positions[:rows] = positions
         s.kv.table[:rows] = [sequence.addresses() for sequence in sequences]
-        self._rope.extend(int(positions.max()) + 1)
+        contexts = np.array([sequence.n_ctx for sequence in sequences])
+        for rope in self._ropes:
+            rope.prepare(positions, contexts)
         self._first.run(rows)
         for layer in self._layers:
             layer.run(rows)

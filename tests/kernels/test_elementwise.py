@@ -8,7 +8,7 @@ from packing import DTYPES, Quantized, tile_matrix
 
 from flashllm import kernels
 from flashllm.cache.kv import Sequence
-from flashllm.kernels.weights import Activations, FineActivations, KVRows, padded
+from flashllm.kernels.weights import Activations, FineActivations, KVRows, Scoring, padded
 from flashllm.layers.rope import RopeTable
 
 
@@ -99,14 +99,14 @@ def test_fine_activations_keep_fifteen_bits(cpu, twin):
 @pytest.mark.parametrize("style", ["interleaved", "half"])
 def test_rope_rotates_and_keeps_lengths(cpu, twin, style):
     rng = np.random.default_rng(3)
-    table = RopeTable(600, 32, 10000.0)
-    table.extend(600)
+    table = RopeTable(600, 3, theta=10000.0, dims=32, style=style)
+    table.prepare(np.array([0, 1, 599]), np.full(3, 600))
     positions = np.array([0, 1, 599], np.int64)
     start = rng.standard_normal((3, 128)).astype(np.float32)
 
     def record(program):
         x = start.copy()
-        program.rope(x, 4, positions, table.cos, table.sin, style)
+        program.rope(x, 4, 32, positions, table.cos, table.sin, style)
         return x
 
     ours, theirs = both(cpu, twin, 3, record)
@@ -152,7 +152,7 @@ def test_attention_matches_its_twin_over_two_sequences(cpu, twin, dtype):
 
     def record(program):
         out = np.zeros((4, 192), np.float32)
-        program.attend(queries, heads, dim**-0.5, 1, positions, rows, out)
+        program.attend(queries, heads, Scoring(dim**-0.5), 1, positions, rows, out)
         return out
 
     ours, theirs = both(cpu, twin, 4, record)
@@ -175,7 +175,7 @@ def test_attention_survives_scores_far_apart(cpu):
     out = np.zeros((32, 64), np.float32)
     program = cpu.program(32)
     program.write_kv(keys, values, 0, np.arange(32), kv)
-    program.attend(queries, 1, 1.0, 0, np.arange(32), kv, out)
+    program.attend(queries, 1, Scoring(1.0), 0, np.arange(32), kv, out)
     program.run(32)
     assert np.allclose(out[:, 0], np.arange(32), atol=1e-6)
 

@@ -124,7 +124,7 @@ def test_tile_ffn_is_the_dense_one(backend, dtype, down_dtype, function):
 
     quantized(backend, h)
     program = backend.program(rows)
-    program.ffn_down(h, ffn, out)
+    program.ffn_down(h, ffn, out, accumulate=True)
     program.run(rows)
     expected = first[:, :width] + h.values[:, :neurons].astype(np.float64) @ down.dense().T
     assert relative(out[:, :width], expected) < 2e-6
@@ -143,7 +143,7 @@ def test_row_ffn_computes_the_named_neurons(backend, dtype, width):
     out = np.zeros((rows, padded(width)), np.float32)
     program = backend.program(rows)
     program.ffn_hidden(x, ffn, "relu", h)
-    program.ffn_down(h, ffn, out)
+    program.ffn_down(h, ffn, out, accumulate=True)
     program.run(rows)
     v = x.values[:, :width]
     expected_h = dense_hidden(v, gate.dense()[active], up.dense()[active], "relu")

@@ -5,14 +5,17 @@ from __future__ import annotations
 from numba import float32
 
 from flashllm.kernels import jit
-from flashllm.kernels.cpu.activation import exp
+from flashllm.kernels.cpu.activation import exp, tanh
 from flashllm.kernels.cpu.tiles import F16, F32, element_bytes, load_row_16
 from flashllm.kernels.cpu.work import share, unpack
 from flashllm.kernels.simd import (
     add,
+    div,
+    drop_first,
     float_from_bits,
     fma,
     keep_first,
+    lane_numbers,
     load_f32,
     load_float,
     load_int,
@@ -28,6 +31,10 @@ from flashllm.kernels.simd import (
 )
 
 LOWEST = float32(-1e30)
+STATE = 128
+"""Bytes of a query's softmax so far: its largest score, and at byte 64 the sums of 16 lanes."""
+SCRATCH = 256 + 4 * STATE
+"""Bytes a thread needs: the weights of four queries' blocks, and four states."""
 
 
 @jit.inline
@@ -148,96 +155,161 @@ def _accumulate_4(fmt, out, stride, rescales, p, v, dim):
         store_f32(to + 3 * stride, y3)
 
 
+# A rule says what Scoring does beyond scaling: (window, cap, slopes, slope_step), a cap of 0 being
+# none and slopes being bytes apart, 0 for a single slope of 0. Where there is nothing beyond, the
+# rule is None, and Numba leaves its branches out of the kernel.
+
+
 @jit.inline
-def _finish(fmt, q, k, v, out, scale, start, visible, largest, total, p, dim):
-    """The blocks from `start` on for one query, the last one perhaps in part; then normalise."""
+def _adjust(scores, rule, head, back):
+    """Scores with their cap and slope; lane j is `back - j` tokens before the query."""
+    _, cap, slopes, slope_step = rule
+    if cap > 0:
+        scores = mul(splat(cap), tanh(div(scores, splat(cap))))
+    slope = load_float(slopes + slope_step * head)
+    return fma(sub(splat(float32(back)), lane_numbers()), splat(float32(-slope)), scores)
+
+
+@jit.inline
+def _walk(fmt, rule, step, t, head, begin, end, state):
+    """The blocks from `begin` to `end` for one query, whose softmax so far is in `state`.
+
+    Positions that it does not see, after it or before its window, weigh nothing.
+    """
+    queries, q_stride, heads, scale_bits, layer, positions, table, out, stride = step[:9]
+    kv_heads, dim, scratch = step[9:]
     size = element_bytes(fmt)
-    for first in range(start, visible, 16):
-        count = min(visible - first, 16)
-        scores = mul(_scores(fmt, q, k + size * first * dim, dim), scale)
+    scale = splat(float_from_bits(scale_bits))
+    entry = table + 24 * t
+    at = (layer * kv_heads + head // (heads // kv_heads)) * load_int(entry + 16)
+    k, v = load_int(entry) + at, load_int(entry + 8) + at
+    q, to = queries + 4 * (t * q_stride + head * dim), out + 4 * (t * stride + head * dim)
+    position = load_int(positions + 8 * t)
+    largest, total = load_float(state), load_f32(state + 64)
+    for start in range(begin, end, 16):
+        count = min(position + 1 - start, 16)
+        scores = mul(_scores(fmt, q, k + size * start * dim, dim), scale)
+        if rule is not None:
+            scores = _adjust(scores, rule, head, position - start)
+            scores = drop_first(scores, position + 1 - rule[0] - start, splat(LOWEST))
         scores = keep_first(scores, count, splat(LOWEST))
-        largest, total, rescale = _weigh(scores, largest, total, p)
-        _accumulate(fmt, out, rescale, p, v + size * first * dim, dim, count)
-    inverse = splat(float32(float32(1.0) / sum_lanes(total)))
-    for d in range(0, dim, 16):
-        store_f32(out + 4 * d, mul(load_f32(out + 4 * d), inverse))
+        largest, total, rescale = _weigh(scores, largest, total, scratch)
+        _accumulate(fmt, to, rescale, scratch, v + size * start * dim, dim, count)
+    store_float(state, largest)
+    store_f32(state + 64, total)
 
 
 @jit.inline
-def _attend(fmt, args, rows, thread, threads):
+def _walk_shared(fmt, rule, step, t, head, begin, end, states):
+    """The blocks from `begin` to `end`, which rows t .. t+3 all see whole."""
+    queries, q_stride, heads, scale_bits, layer, positions, table, out, stride = step[:9]
+    kv_heads, dim, p = step[9:]
+    size = element_bytes(fmt)
+    scale = splat(float_from_bits(scale_bits))
+    entry = table + 24 * t
+    at = (layer * kv_heads + head // (heads // kv_heads)) * load_int(entry + 16)
+    k, v = load_int(entry) + at, load_int(entry + 8) + at
+    q, to = queries + 4 * (t * q_stride + head * dim), out + 4 * (t * stride + head * dim)
+    at = positions + 8 * t
+    b0, b1, b2, b3 = load_int(at), load_int(at + 8), load_int(at + 16), load_int(at + 24)
+    m0, m1 = load_float(states), load_float(states + STATE)
+    m2, m3 = load_float(states + 2 * STATE), load_float(states + 3 * STATE)
+    t0, t1 = load_f32(states + 64), load_f32(states + STATE + 64)
+    t2, t3 = load_f32(states + 2 * STATE + 64), load_f32(states + 3 * STATE + 64)
+    for start in range(begin, end, 16):
+        s0, s1, s2, s3 = _scores_4(fmt, q, 4 * q_stride, k + size * start * dim, dim)
+        s0, s1, s2, s3 = mul(s0, scale), mul(s1, scale), mul(s2, scale), mul(s3, scale)
+        if rule is not None:
+            s0 = _adjust(s0, rule, head, b0 - start)
+            s1 = _adjust(s1, rule, head, b1 - start)
+            s2 = _adjust(s2, rule, head, b2 - start)
+            s3 = _adjust(s3, rule, head, b3 - start)
+        m0, t0, r0 = _weigh(s0, m0, t0, p)
+        m1, t1, r1 = _weigh(s1, m1, t1, p + 64)
+        m2, t2, r2 = _weigh(s2, m2, t2, p + 128)
+        m3, t3, r3 = _weigh(s3, m3, t3, p + 192)
+        _accumulate_4(fmt, to, 4 * stride, (r0, r1, r2, r3), p, v + size * start * dim, dim)
+    store_float(states, m0)
+    store_float(states + STATE, m1)
+    store_float(states + 2 * STATE, m2)
+    store_float(states + 3 * STATE, m3)
+    store_f32(states + 64, t0)
+    store_f32(states + STATE + 64, t1)
+    store_f32(states + 2 * STATE + 64, t2)
+    store_f32(states + 3 * STATE + 64, t3)
+
+
+@jit.inline
+def _first_block(rule, position):
+    """Where the first block begins that a query at `position` sees something of."""
+    if rule is None:
+        return 0
+    return max(position + 1 - rule[0], 0) // 16 * 16
+
+
+@jit.inline
+def _shared_blocks(rule, positions, table, count):
+    """(begin, end) of the blocks that four rows of one sequence all see whole; (0, 0) if none."""
+    if count < 4:
+        return 0, 0
+    begin, end = 0, load_int(positions) + 1
+    for row in range(4):
+        if load_int(table + 24 * row) != load_int(table):
+            return 0, 0
+        position = load_int(positions + 8 * row)
+        end = min(end, position + 1)
+        if rule is not None:
+            begin = max(begin, position + 1 - rule[0])
+    begin, end = (begin + 15) // 16 * 16, end // 16 * 16
+    if begin >= end:
+        return 0, 0
+    return begin, end
+
+
+@jit.inline
+def _attend(fmt, rule, args, rows, thread, threads):
     """Softmax attention, 16 positions at a time with a running maximum (Milakov and Gimelshein,
-    2018). Blocks begin at multiples of 16, whoever asks, so a token's result is always the same.
+    2018). Blocks begin at multiples of 16, whoever asks, and follow each other in order, so a
+    token's result is always the same.
 
     Rows that follow each other in one sequence go four at a time over the blocks that all of them
-    see whole; threads take turns, because later rows see more.
+    see whole, each alone over those before (the edges of their windows) and after; threads take
+    turns, because later rows see more.
     """
-    queries, q_stride, heads, scale_bits, layer, positions, table, out, stride = unpack(args, 9)
+    _, _, heads, _, _, positions, table, out, stride = unpack(args, 9)
     kv_heads, dim, scratch = unpack(args + 72, 3)
-    scale = splat(float_from_bits(scale_bits))
-    size = element_bytes(fmt)
-    p = scratch + 256 * thread
-    group = heads // kv_heads
-    fours = (rows + 3) // 4
-    for task in range(thread, fours * heads, threads):
+    step = (*unpack(args, 9), kv_heads, dim, scratch + SCRATCH * thread)
+    states = scratch + SCRATCH * thread + 256
+    for task in range(thread, (rows + 3) // 4 * heads, threads):
         t = task // heads * 4
         head = task - task // heads * heads
         count = min(4, rows - t)
-        q = queries + 4 * (t * q_stride + head * dim)
-        to = out + 4 * (t * stride + head * dim)
         for row in range(count):
+            store_float(states + STATE * row, LOWEST)
+            store_f32(states + STATE * row + 64, zero())
             for d in range(0, dim, 16):
-                store_f32(to + 4 * (row * stride + d), zero())
-        shared = _shared_positions(positions + 8 * t, table + 24 * t, count)
-        at = (layer * kv_heads + head // group) * load_int(table + 24 * t + 16)
-        k, v = load_int(table + 24 * t) + at, load_int(table + 24 * t + 8) + at
-        m0, m1, m2, m3 = LOWEST, LOWEST, LOWEST, LOWEST
-        t0, t1, t2, t3 = zero(), zero(), zero(), zero()
-        for start in range(0, shared, 16):
-            s0, s1, s2, s3 = _scores_4(fmt, q, 4 * q_stride, k + size * start * dim, dim)
-            m0, t0, r0 = _weigh(mul(s0, scale), m0, t0, p)
-            m1, t1, r1 = _weigh(mul(s1, scale), m1, t1, p + 64)
-            m2, t2, r2 = _weigh(mul(s2, scale), m2, t2, p + 128)
-            m3, t3, r3 = _weigh(mul(s3, scale), m3, t3, p + 192)
-            at_v = v + size * start * dim
-            _accumulate_4(fmt, to, 4 * stride, (r0, r1, r2, r3), p, at_v, dim)
+                store_f32(out + 4 * ((t + row) * stride + head * dim + d), zero())
+        begin, end = _shared_blocks(rule, positions + 8 * t, table + 24 * t, count)
+        if rule is not None:
+            for row in range(count):
+                first = _first_block(rule, load_int(positions + 8 * (t + row)))
+                _walk(fmt, rule, step, t + row, head, first, begin, states + STATE * row)
+        _walk_shared(fmt, rule, step, t, head, begin, end, states)
         for row in range(count):
-            largest, total = m0, t0
-            if row == 1:
-                largest, total = m1, t1
-            elif row == 2:
-                largest, total = m2, t2
-            elif row == 3:
-                largest, total = m3, t3
-            entry = table + 24 * (t + row)
-            at = (layer * kv_heads + head // group) * load_int(entry + 16)
-            visible = load_int(positions + 8 * (t + row)) + 1
-            _finish(
-                fmt,
-                q + 4 * row * q_stride,
-                load_int(entry) + at,
-                load_int(entry + 8) + at,
-                to + 4 * row * stride,
-                scale,
-                shared,
-                visible,
-                largest,
-                total,
-                p,
-                dim,
-            )
+            position = load_int(positions + 8 * (t + row))
+            first = end if end > 0 else _first_block(rule, position)
+            state = states + STATE * row
+            _walk(fmt, rule, step, t + row, head, first, position + 1, state)
+            inverse = splat(float32(float32(1.0) / sum_lanes(load_f32(state + 64))))
+            for d in range(0, dim, 16):
+                to = out + 4 * ((t + row) * stride + head * dim + d)
+                store_f32(to, mul(load_f32(to), inverse))
 
 
 @jit.inline
-def _shared_positions(positions, table, count):
-    """Positions in whole blocks that four rows of one sequence all see; 0 if they are not that."""
-    if count < 4:
-        return 0
-    visible = load_int(positions) + 1
-    for row in range(1, 4):
-        if load_int(table + 24 * row) != load_int(table):
-            return 0
-        visible = min(visible, load_int(positions + 8 * row) + 1)
-    return visible // 16 * 16
+def _rule(args):
+    window, cap_bits, slopes, slope_step = unpack(args + 96, 4)
+    return window, float_from_bits(cap_bits), slopes, slope_step
 
 
 @jit.op
@@ -252,9 +324,19 @@ def write_kv_f32(args, rows, thread, threads):
 
 @jit.op
 def attend_f16(args, rows, thread, threads):
-    _attend(F16, args, rows, thread, threads)
+    _attend(F16, None, args, rows, thread, threads)
 
 
 @jit.op
 def attend_f32(args, rows, thread, threads):
-    _attend(F32, args, rows, thread, threads)
+    _attend(F32, None, args, rows, thread, threads)
+
+
+@jit.op
+def attend_by_rule_f16(args, rows, thread, threads):
+    _attend(F16, _rule(args), args, rows, thread, threads)
+
+
+@jit.op
+def attend_by_rule_f32(args, rows, thread, threads):
+    _attend(F32, _rule(args), args, rows, thread, threads)

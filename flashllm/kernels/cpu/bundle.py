@@ -1,8 +1,9 @@
-"""The gated feed-forward over `row` units: only the neurons a table names are read and computed.
+"""The feed-forward over `row` units: only the neurons a table names are read and computed.
 
-A neuron is one contiguous record, its gate row, up row and down column (the row-column bundle of
-"LLM in a flash", section 3.2). Two phases: threads split the neurons for h, then the columns of the
-result, where neurons are added in the table's order; so the result does not depend on the threads.
+A neuron is one contiguous record, its gate row (if any), up row and down column (the row-column
+bundle of "LLM in a flash", section 3.2). Two phases: threads split the neurons for h, then the
+columns of the result, where neurons are added in the table's order; so the result does not depend
+on the threads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from numba.extending import overload
 
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.activation import activate
+from flashllm.kernels.cpu.panels import put
 from flashllm.kernels.cpu.tiles import (
     BF16,
     F16,
@@ -200,30 +202,39 @@ def _q4m_add(fmt, column, h, y, first, last, width):
 
 @jit.inline
 def _row_hidden(fmt, args, rows, thread, threads):
-    """h[t, n] = act(gate_n x[t]) * (up_n x[t]) for the neurons of the table."""
+    """h[t, n] = act(gate_n x[t]) * (up_n x[t]) for the neurons of the table; without gates
+    act(up_n x[t]). Biases: `step` bytes a neuron, 0 where there is none."""
     x = unpack(args, 5)
-    table, count, part, width, h, h_stride, function = unpack(args + 40, 7)
+    table, count, part, width, h, h_stride, function, gated = unpack(args + 40, 8)
+    bias, step, up_bias, up_step = unpack(args + 104, 4)
+    inputs = (2 if gated else 1) * part
     first, last = share(count, thread, threads)
     for n in range(first, last):
-        gate = load_int(table + 8 * n)
+        neuron = load_int(table + 8 * n)
         ahead = load_int(table + 8 * min(n + _AHEAD, last - 1))
-        for line in range(0, 2 * part, 64):
+        for line in range(0, inputs, 64):
             prefetch(ahead + line)
+        b, up_b = load_float(bias + step * n), load_float(up_bias + up_step * n)
         for t in range(rows):
-            g = row_dot(fmt, gate, x, t, width)
-            u = row_dot(fmt, gate + part, x, t, width)
-            active = first_lane(activate(splat(g), function))
-            store_float(h + 4 * (t * h_stride + n), float32(active * u))
+            y = float32(row_dot(fmt, neuron, x, t, width) + b)
+            active = first_lane(activate(splat(y), function))
+            if gated:
+                active *= float32(row_dot(fmt, neuron + part, x, t, width) + up_b)
+            store_float(h + 4 * (t * h_stride + n), active)
 
 
 @jit.inline
 def _row_down(fmt, args, rows, thread, threads):
-    """out[t] += sum over the neurons of the table, in its order, of h[t, n] * down_n."""
-    h, h_stride, table, count, part, width, out, stride = unpack(args, 8)
+    """out[t] (+)= bias + sum over the neurons of the table, in its order, of h[t, n] * down_n."""
+    h, h_stride, table, count, skip, part, width, out, stride = unpack(args, 9)
+    accumulate, bias, step = unpack(args + 72, 3)
     first, last = share(width >> 6, thread, threads)
+    for t in range(rows):
+        for p in range(4 * first, 4 * last):
+            put(out + 4 * (t * stride + 16 * p), load_f32(bias + step * p), accumulate)
     for n in range(count):
-        column = load_int(table + 8 * n) + 2 * part
-        ahead = load_int(table + 8 * min(n + _AHEAD, count - 1)) + 2 * part
+        column = load_int(table + 8 * n) + skip
+        ahead = load_int(table + 8 * min(n + _AHEAD, count - 1)) + skip
         for line in range(part * first // (width >> 6), part * last // (width >> 6), 64):
             prefetch(ahead + line)
         for t in range(rows):

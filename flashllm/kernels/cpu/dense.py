@@ -9,14 +9,17 @@ from flashllm.kernels import jit
 from flashllm.kernels.cpu.panels import pair_alone, panel_1, panel_4, panel_address, put
 from flashllm.kernels.cpu.tiles import BF16, F16, F32, Q4, Q4M, Q8, tile_bytes
 from flashllm.kernels.cpu.work import share, unpack
-from flashllm.kernels.simd import add
+from flashllm.kernels.simd import add, load_f32, zero
 
 
 @jit.inline
 def _matmul(fmt, args, rows, thread, threads):
-    """out[t, :] (+)= W x[t]; the matrix is cut into units of `per_unit` panels."""
+    """out[t, :] (+)= W x[t] + bias; the matrix is cut into units of `per_unit` panels.
+
+    Sums begin with the bias, `step` bytes a panel: 0 where there is none, and it is 16 zeros.
+    """
     x = unpack(args, 5)
-    table, panels, per_unit, blocks, out, stride, accumulate = unpack(args + 40, 7)
+    table, panels, per_unit, blocks, out, stride, accumulate, bias, step = unpack(args + 40, 9)
     size = blocks * tile_bytes(fmt)
     first, last = share(panels, thread, threads)
     if rows < 4:
@@ -24,21 +27,23 @@ def _matmul(fmt, args, rows, thread, threads):
             q = min(p + 1, last - 1)
             a = panel_address(table, p, per_unit, size)
             b = panel_address(table, q, per_unit, size)
-            y, z = pair_alone(fmt, a, b, blocks, x)
+            start_a, start_b = load_f32(bias + step * p), load_f32(bias + step * q)
+            y, z = pair_alone(fmt, a, b, blocks, x, start_a, start_b)
             put(out + 64 * p, y, accumulate)
             if q > p:
                 put(out + 64 * q, z, accumulate)
             for t in range(1, rows):
                 to = out + 4 * t * stride
-                put(to + 64 * p, panel_1(fmt, a, blocks, x, t), accumulate)
+                put(to + 64 * p, panel_1(fmt, a, blocks, x, t, start_a), accumulate)
                 if q > p:
-                    put(to + 64 * q, panel_1(fmt, b, blocks, x, t), accumulate)
+                    put(to + 64 * q, panel_1(fmt, b, blocks, x, t, start_b), accumulate)
         return
     for p in range(first, last):
         panel = panel_address(table, p, per_unit, size)
+        start = load_f32(bias + step * p)
         t = 0
         while t + 4 <= rows:
-            y0, y1, y2, y3 = panel_4(fmt, panel, blocks, x, t)
+            y0, y1, y2, y3 = panel_4(fmt, panel, blocks, x, t, (start, start, start, start))
             to = out + 4 * (t * stride + 16 * p)
             put(to, y0, accumulate)
             put(to + 4 * stride, y1, accumulate)
@@ -47,40 +52,43 @@ def _matmul(fmt, args, rows, thread, threads):
             t += 4
         while t < rows:
             to = out + 4 * (t * stride + 16 * p)
-            put(to, panel_1(fmt, panel, blocks, x, t), accumulate)
+            put(to, panel_1(fmt, panel, blocks, x, t, start), accumulate)
             t += 1
 
 
 @jit.inline
 def _matmul_fine(fmt, args, rows, thread, threads):
-    """out[t, :] (+)= W x[2t] + W x[2t + 1]: activations quantised twice."""
+    """out[t, :] (+)= W x[2t] + W x[2t + 1] + bias: activations quantised twice."""
     x = unpack(args, 5)
-    table, panels, per_unit, blocks, out, stride, accumulate = unpack(args + 40, 7)
+    table, panels, per_unit, blocks, out, stride, accumulate, bias, step = unpack(args + 40, 9)
     size = blocks * tile_bytes(fmt)
+    none = zero()
     first, last = share(panels, thread, threads)
     if rows == 1:
         for p in range(first, last, 2):
             q = min(p + 1, last - 1)
             a = panel_address(table, p, per_unit, size)
             b = panel_address(table, q, per_unit, size)
-            y, z = pair_alone(fmt, a, b, blocks, x)
-            put(out + 64 * p, add(y, panel_1(fmt, a, blocks, x, 1)), accumulate)
+            start_a, start_b = load_f32(bias + step * p), load_f32(bias + step * q)
+            y, z = pair_alone(fmt, a, b, blocks, x, start_a, start_b)
+            put(out + 64 * p, add(y, panel_1(fmt, a, blocks, x, 1, none)), accumulate)
             if q > p:
-                put(out + 64 * q, add(z, panel_1(fmt, b, blocks, x, 1)), accumulate)
+                put(out + 64 * q, add(z, panel_1(fmt, b, blocks, x, 1, none)), accumulate)
         return
     for p in range(first, last):
         panel = panel_address(table, p, per_unit, size)
+        start = load_f32(bias + step * p)
         t = 0
         while t + 2 <= rows:
-            y0, y1, y2, y3 = panel_4(fmt, panel, blocks, x, 2 * t)
+            y0, y1, y2, y3 = panel_4(fmt, panel, blocks, x, 2 * t, (start, none, start, none))
             to = out + 4 * (t * stride + 16 * p)
             put(to, add(y0, y1), accumulate)
             put(to + 4 * stride, add(y2, y3), accumulate)
             t += 2
         while t < rows:
             to = out + 4 * (t * stride + 16 * p)
-            y = panel_1(fmt, panel, blocks, x, 2 * t)
-            put(to, add(y, panel_1(fmt, panel, blocks, x, 2 * t + 1)), accumulate)
+            y = panel_1(fmt, panel, blocks, x, 2 * t, start)
+            put(to, add(y, panel_1(fmt, panel, blocks, x, 2 * t + 1, none)), accumulate)
             t += 1
 
 

@@ -1,4 +1,4 @@
-"""The gated feed-forward over `tile` units, in two halves with a barrier between them.
+"""The feed-forward over `tile` units, in two halves with a barrier between them.
 
 Threads split the neurons, then rows of the result, never a sum: a result is one chain over all
 neurons in order, though these are spread over units.
@@ -15,72 +15,96 @@ from flashllm.kernels.cpu.panels import (
     panel_4,
     panel_address,
     prefetch_tile,
+    put,
 )
 from flashllm.kernels.cpu.tiles import BF16, F16, F32, Q4, Q4M, Q8, dot_1, dot_4, tile_bytes
 from flashllm.kernels.cpu.work import share, unpack
-from flashllm.kernels.simd import add, load_f32, load_int, mul, store_f32, zero
+from flashllm.kernels.simd import load_f32, load_int, mul, store_f32
 
 
 @jit.inline
-def _gate(fmt, panel, blocks, x, h, stride, rows):
-    """h[t] = gate: kept in the result until the same panel of up has been computed."""
+def _first(fmt, panel, blocks, x, bias, h, stride, rows):
+    """h[t] = what the activation is taken of: gate, or up of a network without gates."""
+    start = load_f32(bias)
     t = 0
     while t + 4 <= rows:
-        g0, g1, g2, g3 = panel_4(fmt, panel, blocks, x, t)
+        y0, y1, y2, y3 = panel_4(fmt, panel, blocks, x, t, (start, start, start, start))
         to = h + 4 * t * stride
-        store_f32(to, g0)
-        store_f32(to + 4 * stride, g1)
-        store_f32(to + 8 * stride, g2)
-        store_f32(to + 12 * stride, g3)
+        store_f32(to, y0)
+        store_f32(to + 4 * stride, y1)
+        store_f32(to + 8 * stride, y2)
+        store_f32(to + 12 * stride, y3)
         t += 4
     while t < rows:
-        store_f32(h + 4 * t * stride, panel_1(fmt, panel, blocks, x, t))
+        store_f32(h + 4 * t * stride, panel_1(fmt, panel, blocks, x, t, start))
         t += 1
 
 
 @jit.inline
-def _up(fmt, panel, blocks, x, h, stride, rows, function):
-    """h[t] = act(h[t]) * up."""
+def _times_up(fmt, panel, blocks, x, bias, h, stride, rows):
+    """h[t] = h[t] * up."""
+    start = load_f32(bias)
     t = 0
     while t + 4 <= rows:
-        u0, u1, u2, u3 = panel_4(fmt, panel, blocks, x, t)
+        u0, u1, u2, u3 = panel_4(fmt, panel, blocks, x, t, (start, start, start, start))
         to = h + 4 * t * stride
-        store_f32(to, mul(activate(load_f32(to), function), u0))
+        store_f32(to, mul(load_f32(to), u0))
         to += 4 * stride
-        store_f32(to, mul(activate(load_f32(to), function), u1))
+        store_f32(to, mul(load_f32(to), u1))
         to += 4 * stride
-        store_f32(to, mul(activate(load_f32(to), function), u2))
+        store_f32(to, mul(load_f32(to), u2))
         to += 4 * stride
-        store_f32(to, mul(activate(load_f32(to), function), u3))
+        store_f32(to, mul(load_f32(to), u3))
         t += 4
     while t < rows:
         to = h + 4 * t * stride
-        u = panel_1(fmt, panel, blocks, x, t)
-        store_f32(to, mul(activate(load_f32(to), function), u))
+        store_f32(to, mul(load_f32(to), panel_1(fmt, panel, blocks, x, t, start)))
         t += 1
+
+
+@jit.inline
+def _activate_block(h, stride, rows, function):
+    """h[t] = act(h[t]) of 32 neurons."""
+    for t in range(rows):
+        to = h + 4 * t * stride
+        store_f32(to, activate(load_f32(to), function))
+        store_f32(to + 64, activate(load_f32(to + 64), function))
 
 
 @jit.inline
 def _ffn_hidden(fmt, args, rows, thread, threads):
-    """h[t] = act(gate x[t]) * (up x[t]), and h quantised: a block of 32 neurons is one group."""
+    """h[t] = act(gate x[t]) * (up x[t]), and h quantised: a block of 32 neurons is one group.
+
+    Biases as in dense.py: sums begin with them, a step of 0 bytes means 16 zeros.
+    """
     x = unpack(args, 5)
     h, h_codes, h_scales, h_sums, stride = unpack(args + 40, 5)
-    table, units, per_unit, blocks, function, quantized = unpack(args + 80, 6)
+    table, units, per_unit, blocks, function, quantized, gated = unpack(args + 80, 7)
+    bias, step, up_bias, up_step = unpack(args + 136, 4)
     size = blocks * tile_bytes(fmt)
     first, last = share(units * per_unit, thread, threads)
     for block in range(first, last):
-        gate = panel_address(table, block, per_unit, 4 * size)
+        panels = panel_address(table, block, per_unit, (4 if gated else 2) * size)
+        up = panels + 2 * size
         to = h + 128 * block
+        b, up_b = bias + 2 * step * block, up_bias + 2 * up_step * block
         if rows == 1:
-            g0, g1 = pair_alone(fmt, gate, gate + size, blocks, x)
-            u0, u1 = pair_alone(fmt, gate + 2 * size, gate + 3 * size, blocks, x)
-            store_f32(to, mul(activate(g0, function), u0))
-            store_f32(to + 64, mul(activate(g1, function), u1))
+            start, start_2 = load_f32(b), load_f32(b + step)
+            y, z = pair_alone(fmt, panels, panels + size, blocks, x, start, start_2)
+            y, z = activate(y, function), activate(z, function)
+            if gated:
+                start, start_2 = load_f32(up_b), load_f32(up_b + up_step)
+                u, v = pair_alone(fmt, up, up + size, blocks, x, start, start_2)
+                y, z = mul(y, u), mul(z, v)
+            store_f32(to, y)
+            store_f32(to + 64, z)
         else:
-            _gate(fmt, gate, blocks, x, to, stride, rows)
-            _gate(fmt, gate + size, blocks, x, to + 64, stride, rows)
-            _up(fmt, gate + 2 * size, blocks, x, to, stride, rows, function)
-            _up(fmt, gate + 3 * size, blocks, x, to + 64, stride, rows, function)
+            _first(fmt, panels, blocks, x, b, to, stride, rows)
+            _first(fmt, panels + size, blocks, x, b + step, to + 64, stride, rows)
+            _activate_block(to, stride, rows, function)
+            if gated:
+                _times_up(fmt, up, blocks, x, up_b, to, stride, rows)
+                _times_up(fmt, up + size, blocks, x, up_b + up_step, to + 64, stride, rows)
         if quantized:
             for t in range(rows):
                 group = t * (stride >> 5) + block
@@ -94,17 +118,18 @@ def _ffn_hidden(fmt, args, rows, thread, threads):
 
 @jit.inline
 def _ffn_down(fmt, args, rows, thread, threads):
-    """out[t] += down h[t], unit after unit; `partial` holds the sum while it grows.
+    """out[t] (+)= down h[t] + bias, unit after unit; `partial` holds the sum while it grows.
 
     Each thread hops through its rows of every unit, so the order within a unit keeps those
     together: per_unit tiles of a panel, then the next panel.
     """
     h = unpack(args, 5)
     table, units, per_unit, skip, panels, partial, out, stride = unpack(args + 40, 8)
+    accumulate, bias, step = unpack(args + 104, 3)
     first, last = share(panels, thread, threads)
     for t in range(rows):
         for p in range(first, last):
-            store_f32(partial + 4 * (t * stride + 16 * p), zero())
+            store_f32(partial + 4 * (t * stride + 16 * p), load_f32(bias + step * p))
     for unit in range(units):
         down = load_int(table + 8 * unit) + skip
         block = unit * per_unit
@@ -118,7 +143,7 @@ def _ffn_down(fmt, args, rows, thread, threads):
     for t in range(rows):
         for p in range(first, last):
             at = 4 * (t * stride + 16 * p)
-            store_f32(out + at, add(load_f32(out + at), load_f32(partial + at)))
+            put(out + at, load_f32(partial + at), accumulate)
 
 
 @jit.inline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.tiles import dot_1, dot_4, tile_bytes
-from flashllm.kernels.simd import add, load_f32, load_int, prefetch, prefetch_near, store_f32, zero
+from flashllm.kernels.simd import add, load_f32, load_int, prefetch, prefetch_near, store_f32
 
 FAR, NEAR = 3072, 384
 """Bytes ahead of the tile being computed that are wanted in the second and first level of cache."""
@@ -19,32 +19,32 @@ def prefetch_tile(fmt, far, near):
 
 
 @jit.inline
-def panel_1(fmt, panel, blocks, x, t):
-    """16 rows times token t."""
-    acc = zero()
+def panel_1(fmt, panel, blocks, x, t, start):
+    """start + 16 rows times token t."""
+    acc = start
     for b in range(blocks):
         acc = dot_1(fmt, panel + b * tile_bytes(fmt), acc, x, t, b)
     return acc
 
 
 @jit.inline
-def panel_4(fmt, panel, blocks, x, t):
-    """16 rows times tokens t .. t+3."""
-    acc = (zero(), zero(), zero(), zero())
+def panel_4(fmt, panel, blocks, x, t, start):
+    """panel_1 for tokens t .. t+3; start is a tuple of 4 vectors."""
+    acc = start
     for b in range(blocks):
         acc = dot_4(fmt, panel + b * tile_bytes(fmt), acc, x, t, b)
     return acc
 
 
 @jit.inline
-def pair_alone(fmt, a, b, blocks, x):
-    """Two panels times the first token of a step of few, whose weights come from memory.
+def pair_alone(fmt, a, b, blocks, x, y, z):
+    """y + panel a and z + panel b, each times the first token of a step of few, whose weights come
+    from memory.
 
     Two streams keep more reads under way than one. Measured at q4, 11008 x 4096, one thread, share
     of the read bandwidth: one stream 0.73, two 0.77; with prefetch 3 KB ahead into the second
     level and 384 bytes ahead into the first 0.93 (f16: 0.66, 0.80, 0.90).
     """
-    y, z = zero(), zero()
     for i in range(blocks):
         p, q = a + i * tile_bytes(fmt), b + i * tile_bytes(fmt)
         prefetch_tile(fmt, p + FAR, p + NEAR)

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.kernels.cpu import activation, attention, bundle, dense, elementwise, feed_forward
+from flashllm.kernels.cpu import (
+    activation,
+    attention,
+    bundle,
+    dense,
+    elementwise,
+    feed_forward,
+    norms,
+)
 from flashllm.kernels.jit import Op
 from flashllm.kernels.program import Program
 from flashllm.kernels.team import Team
@@ -21,6 +29,7 @@ from flashllm.kernels.weights import (
     Floats,
     KVRows,
     RowFFN,
+    Scoring,
     TileFFN,
     TileMatrix,
     padded,
@@ -29,6 +38,9 @@ from flashllm.kernels.weights import (
 _KV_NAMES = {"float16": "f16", "float32": "f32"}
 Encoded = tuple[Op, list[int]]
 Integers = NDArray[np.int64]
+_NONE: Floats = np.zeros(16, np.float32)
+"""What kernels add where there is no bias, always the same 16 zeros."""
+_NO_WINDOW = 1 << 62
 
 
 class CPUProgram(Program):
@@ -66,18 +78,50 @@ class CPUProgram(Program):
         self._kept.append(array)
         return array
 
+    def _whole_vectors(self, values: Floats, length: int = 0) -> Floats:
+        """A copy with zeros up to whole vectors, and to at least `length` elements."""
+        full = self._scratch((1, padded(max(len(values), length))))
+        full[0, : len(values)] = values
+        return full
+
+    def _bias_words(self, bias: Floats | None, step: int, length: int = 0) -> list[int]:
+        """Where a bias is, and how far it moves on where kernels move on: not at all if none."""
+        return [_at(_NONE), 0] if bias is None else [_at(self._whole_vectors(bias, length)), step]
+
     # ------------------------------------------------------------ one encoder per step
 
-    def _encode_embed(self, tokens: Integers, weight: TileMatrix, out: Floats) -> Encoded:
-        words = [_at(tokens), _at(weight.table), weight.panels_per_unit, weight.blocks]
-        return _pick(elementwise, "embed", weight.dtype), [*words, weight.cols, *_rows(out)]
+    def _encode_embed(
+        self, indices: Integers, weight: TileMatrix, scale: float, accumulate: bool, out: Floats
+    ) -> Encoded:
+        words = [_at(indices), _at(weight.table), weight.panels_per_unit, weight.blocks]
+        words += [weight.cols, *_rows(out), _bits(scale), int(accumulate)]
+        return _pick(elementwise, "embed", weight.dtype), words
 
-    def _encode_rms_norm(self, x: Floats, weight: Floats, eps: float, out: Floats) -> Encoded:
-        full = self._scratch((1, padded(len(weight))))
-        full[0, : len(weight)] = weight
-        # The sum runs over whole pairs of vectors; the mean is over the true width.
-        words = [*_rows(x), _at(full), len(weight), full.shape[1], _bits(eps), *_rows(out)]
-        return elementwise.rms_norm, words
+    def _encode_copy(self, x: Floats, width: int, out: Floats) -> Encoded:
+        return elementwise.copy, [*_rows(x), -(-width // 16), *_rows(out)]
+
+    def _encode_rms_norm(self, *args: Any) -> Encoded:
+        return norms.rms_norm, self._norm_words(*args)
+
+    def _encode_layer_norm(self, *args: Any) -> Encoded:
+        return norms.layer_norm, self._norm_words(*args)
+
+    def _norm_words(
+        self,
+        x: Floats,
+        weight: Floats,
+        bias: Floats | None,
+        eps: float,
+        groups: int,
+        accumulate: bool,
+        out: Floats,
+    ) -> list[int]:
+        words = [*_rows(x), groups, len(weight) // groups, _at(self._whole_vectors(weight))]
+        words += [*self._bias_words(bias, 1), _bits(eps), int(accumulate)]
+        return [*words, *_rows(out)]
+
+    def _encode_soft_cap(self, x: Floats, width: int, cap: float) -> Encoded:
+        return elementwise.soft_cap, [*_rows(x), -(-width // 16), _bits(cap)]
 
     def _encode_quantize(self, x: Activations) -> Encoded:
         values, codes, scales, sums, stride = _activations(x)
@@ -89,25 +133,42 @@ class CPUProgram(Program):
         return activation.quantize_fine, words
 
     def _encode_matmul(
-        self, x: Activations | FineActivations, weight: TileMatrix, accumulate: bool, out: Floats
+        self,
+        x: Activations | FineActivations,
+        weight: TileMatrix,
+        bias: Floats | None,
+        accumulate: bool,
+        out: Floats,
     ) -> Encoded:
         inputs = _activations(x) if isinstance(x, Activations) else _floats_alone(x.values)
         words = [*inputs, *_panels(weight), *_rows(out), int(accumulate)]
-        return _pick(dense, "matmul", weight.dtype), words
+        return _pick(dense, "matmul", weight.dtype), [*words, *self._bias_words(bias, 64)]
 
     def _encode_matmul_fine(
-        self, x: FineActivations, weight: TileMatrix, accumulate: bool, out: Floats
+        self,
+        x: FineActivations,
+        weight: TileMatrix,
+        bias: Floats | None,
+        accumulate: bool,
+        out: Floats,
     ) -> Encoded:
         words = [*_activations(x.rows), *_panels(weight), *_rows(out), int(accumulate)]
-        return _pick(dense, "matmul_fine", weight.dtype), words
+        return _pick(dense, "matmul_fine", weight.dtype), [*words, *self._bias_words(bias, 64)]
 
     def _encode_rope(
-        self, x: Floats, heads: int, positions: Integers, cos: Floats, sin: Floats, style: str
+        self,
+        x: Floats,
+        heads: int,
+        head_dim: int,
+        positions: Integers,
+        cos: Floats,
+        sin: Floats,
+        style: str,
     ) -> Encoded:
         half = cos.shape[1]
         step, apart = (2, 1) if style == "interleaved" else (1, half)
-        words = [*_rows(x), heads, half, _at(positions), _at(cos), _at(sin), step, apart]
-        return elementwise.rope, words
+        words = [*_rows(x), heads, head_dim, half, _at(positions), _at(cos), _at(sin)]
+        return elementwise.rope, [*words, step, apart]
 
     def _encode_write_kv(
         self, keys: Floats, values: Floats, layer: int, positions: Integers, kv: KVRows
@@ -120,46 +181,70 @@ class CPUProgram(Program):
         self,
         queries: Floats,
         heads: int,
-        scale: float,
+        scoring: Scoring,
         layer: int,
         positions: Integers,
         kv: KVRows,
         out: Floats,
     ) -> Encoded:
-        scratch = self._scratch((self._team.threads, 64))
-        words = [*_rows(queries), heads, _bits(scale), layer, _at(positions), _at(kv.table)]
+        scratch = self._scratch((self._team.threads, attention.SCRATCH // 4))
+        words = [*_rows(queries), heads, _bits(scoring.scale), layer, _at(positions), _at(kv.table)]
         words += [*_rows(out), kv.kv_heads, kv.head_dim, _at(scratch)]
-        return _pick(attention, "attend", _KV_NAMES[kv.dtype.name]), words
+        stored = _KV_NAMES[kv.dtype.name]
+        if scoring.plain:
+            return _pick(attention, "attend", stored), words
+        slopes = self._whole_vectors(np.array(scoring.slopes, np.float32))
+        words += [scoring.window or _NO_WINDOW, _bits(scoring.soft_cap or 0.0)]
+        words += [_at(slopes), 4] if scoring.slopes else [_at(_NONE), 0]
+        return _pick(attention, "attend_by_rule", stored), words
 
     def _encode_ffn_hidden(
-        self, x: Activations, ffn: TileFFN, function: str, out: Activations
+        self,
+        x: Activations,
+        ffn: TileFFN,
+        function: str,
+        gate_bias: Floats | None,
+        up_bias: Floats | None,
+        out: Activations,
     ) -> Encoded:
-        words = [_at(ffn.table), len(ffn.table), ffn.blocks_per_unit, -(-ffn.width // 32)]
-        words += [activation.FUNCTIONS[function], int(ffn.down_dtype in QUANTIZED)]
-        return _pick(feed_forward, "ffn_hidden", ffn.dtype), [
-            *_activations(x),
-            *_activations(out),
-            *words,
-        ]
+        words = [*_activations(x), *_activations(out), _at(ffn.table), len(ffn.table)]
+        words += [ffn.blocks_per_unit, -(-ffn.width // 32), activation.FUNCTIONS[function]]
+        words += [int(ffn.down_dtype in QUANTIZED), int(ffn.gated)]
+        for bias in (gate_bias, up_bias) if ffn.gated else (up_bias, None):
+            words += self._bias_words(bias, 64, ffn.padded_neurons)
+        return _pick(feed_forward, "ffn_hidden", ffn.dtype), words
 
-    def _encode_ffn_down(self, h: Activations, ffn: TileFFN, out: Floats) -> Encoded:
+    def _encode_ffn_down(
+        self, h: Activations, ffn: TileFFN, bias: Floats | None, accumulate: bool, out: Floats
+    ) -> Encoded:
         partial = self._scratch((self.capacity, out.shape[1]))
-        words = [_at(ffn.table), len(ffn.table), ffn.blocks_per_unit, 2 * ffn.gate_bytes]
-        words += [-(-ffn.width // TILE_ROWS), _at(partial), *_rows(out)]
+        words = [_at(ffn.table), len(ffn.table), ffn.blocks_per_unit, ffn.input_bytes]
+        words += [-(-ffn.width // TILE_ROWS), _at(partial), *_rows(out), int(accumulate)]
+        words += self._bias_words(bias, 64)
         return _pick(feed_forward, "ffn_down", ffn.down_dtype), [*_activations(h), *words]
 
     def _encode_row_hidden(
-        self, x: Activations, ffn: RowFFN, function: str, out: Activations
+        self,
+        x: Activations,
+        ffn: RowFFN,
+        function: str,
+        gate_bias: Floats | None,
+        up_bias: Floats | None,
+        out: Activations,
     ) -> Encoded:
         words = [_at(ffn.table), len(ffn.table), ffn.part_bytes, padded(ffn.width)]
-        return (
-            _pick(bundle, "row_hidden", ffn.dtype),
-            [*_activations(x), *words, *_rows(out.values), activation.FUNCTIONS[function]],
-        )
+        words += [*_rows(out.values), activation.FUNCTIONS[function], int(ffn.gated)]
+        # Not copied: like the table, a bias in its order may change between runs.
+        for bias in (gate_bias, up_bias) if ffn.gated else (up_bias, None):
+            words += [_at(_NONE), 0] if bias is None else [_at(bias), 4]
+        return _pick(bundle, "row_hidden", ffn.dtype), [*_activations(x), *words]
 
-    def _encode_row_down(self, h: Activations, ffn: RowFFN, out: Floats) -> Encoded:
-        words = [*_rows(h.values), _at(ffn.table), len(ffn.table), ffn.part_bytes]
-        return _pick(bundle, "row_down", ffn.dtype), [*words, padded(ffn.width), *_rows(out)]
+    def _encode_row_down(
+        self, h: Activations, ffn: RowFFN, bias: Floats | None, accumulate: bool, out: Floats
+    ) -> Encoded:
+        words = [*_rows(h.values), _at(ffn.table), len(ffn.table), ffn.input_bytes, ffn.part_bytes]
+        words += [padded(ffn.width), *_rows(out), int(accumulate), *self._bias_words(bias, 64)]
+        return _pick(bundle, "row_down", ffn.dtype), words
 
 
 def _pick(module: Any, kernel: str, dtype: str) -> Op:

@@ -123,6 +123,26 @@ def keep_first(b, x, count, other):
     return b.select(inside, x, other)
 
 
+@operation(f32x16, f32x16, types.int64, f32x16)
+def drop_first(b, x, count, other):
+    """Lanes 0 .. count-1 of other, the rest of x."""
+    lanes = constant(i32x16.ir, range(16))
+    inside = b.icmp_signed("<", lanes, splat_lanes(b, b.trunc(count, I32), 16))
+    return b.select(inside, other, x)
+
+
+@operation(f32x16, f32x16, f32x16, f32x16, f32x16)
+def where_below(b, x, bound, below, other):
+    """Lanes of `below` where x < bound, elsewhere of `other`."""
+    return b.select(b.fcmp_ordered("<", x, bound), below, other)
+
+
+@operation(f32x16)
+def lane_numbers(b):
+    """0.0 to 15.0."""
+    return constant(f32x16.ir, [float(lane) for lane in range(16)])
+
+
 def _reduce(b: ir.IRBuilder, x: Any, combine: Callable[[Any, Any], Any]) -> Any:
     """Fold a vector in halves: a fixed order, so the same result wherever it is computed."""
     width = x.type.count

@@ -86,6 +86,7 @@ def operation(result: Any, *params: Any) -> Callable[[Callable[..., Any]], Any]:
             lambda context, x: typed,
             lambda context, x, y: typed,
             lambda context, x, y, z: typed,
+            lambda context, x, y, z, w: typed,
         )[len(params)]
         typer.__name__ = build.__name__
         typer.__doc__ = build.__doc__

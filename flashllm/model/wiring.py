@@ -1,0 +1,234 @@
+"""How each layer is made: from a config and the parts of a flash model to a decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm import kernels
+from flashllm.cache.units import ResidentUnits
+from flashllm.errors import CorruptModel, UnsupportedModel
+from flashllm.flash.format import FlashModel, MatrixPart, read_small
+from flashllm.flash.parts import FFNPart, Part
+from flashllm.kernels.weights import Floats, RowFFN, Scoring, TileFFN, TileMatrix
+from flashllm.layers.attention import Attention
+from flashllm.layers.block import Block
+from flashllm.layers.buffers import StepBuffers
+from flashllm.layers.ffn import FeedForward
+from flashllm.layers.head import Embedding, Head
+from flashllm.layers.linear import Linear
+from flashllm.layers.norm import Norm
+from flashllm.layers.rope import RopeTable
+from flashllm.model.config import ModelConfig
+from flashllm.model.decoder import Decoder
+from flashllm.model.roles import roles
+from flashllm.model.specs import NormSpec
+
+_LOGIT_ROWS = 32
+"""Rows of logits computed at once: at 128k tokens of vocabulary 16 MB."""
+
+
+class Wiring:
+    """Makes the layers of one model for steps of up to `capacity` tokens.
+
+    What the config says is taken from roles(config); a role that it lacks is a part left out.
+    """
+
+    def __init__(
+        self,
+        model: FlashModel,
+        config: ModelConfig,
+        backend: kernels.Backend,
+        units: ResidentUnits,
+        kv_dtype: np.dtype[np.floating],
+        capacity: int,
+    ):
+        """Raises CorruptModel for a vector that is missing or of another shape."""
+        self._model = model
+        self._config = config
+        self._backend = backend
+        self._units = units
+        self._kv_dtype = kv_dtype
+        self._capacity = capacity
+        self._shapes = roles(config)
+        self._vectors = self._read_vectors()
+        specs = {kind.rope for kind in config.kinds if kind.rope}
+        self._ropes = {
+            spec: RopeTable(config.context_length, capacity, **dataclasses.asdict(spec))
+            for spec in specs
+        }
+
+    def decoder(self) -> Decoder:
+        """The decoder. Raises CorruptModel, UnsupportedModel."""
+        c = self._config
+        blocks = [self._block(i) for i in range(c.n_layers)]
+        buffers = StepBuffers(
+            self._capacity,
+            hidden=c.hidden_size,
+            heads=c.attention.heads,
+            kv_heads=c.attention.kv_heads,
+            head_dim=c.attention.head_dim,
+            neurons=max(_neurons(block.ffn.weights) for block in blocks),
+            kv_dtype=self._kv_dtype,
+        )
+        embed = self._matrix("embed", "embed")
+        positions = self._matrix("positions", "positions") if c.learned_positions else None
+        head = Head(
+            self._backend.program(min(self._capacity, _LOGIT_ROWS)),
+            _scaled(self._needed_norm("output_norm", c.norm), c.logit_scale),
+            embed if c.tied_head else self._matrix("output", "output"),
+            c.logit_soft_cap,
+        )
+        return Decoder(
+            c,
+            self._backend,
+            self._units,
+            buffers,
+            list(self._ropes.values()),
+            Embedding(embed, c.embed_scale, positions),
+            blocks,
+            head,
+        )
+
+    # ------------------------------------------------------------ layers
+
+    def _block(self, i: int) -> Block:
+        c, prefix = self._config, f"layers.{i}."
+        attention_norm = self._norm(f"{prefix}attn_norm", c.norm)
+        own_norm = self._norm(f"{prefix}ffn_norm", c.norm)
+        return Block(
+            attention=self._attention(i),
+            ffn=self._ffn(i),
+            attention_norm=attention_norm,
+            ffn_norm=attention_norm if c.block.shared_norm else own_norm,
+            attention_post_norm=self._norm(f"{prefix}attn_post_norm", c.norm),
+            ffn_post_norm=self._norm(f"{prefix}ffn_post_norm", c.norm),
+            parallel=c.block.parallel,
+        )
+
+    def _attention(self, i: int) -> Attention:
+        a, kind = self._config.attention, self._config.kind_of(i)
+        return Attention(
+            layer=i,
+            heads=a.heads,
+            query=self._linear(i, "attn_q"),
+            key=self._linear(i, "attn_k"),
+            value=self._linear(i, "attn_v"),
+            out=self._linear(i, "attn_out"),
+            scoring=Scoring(a.scale, kind.window, a.soft_cap, a.alibi),
+            query_norm=self._head_norm(f"layers.{i}.attn_q_norm", a.heads),
+            key_norm=self._head_norm(f"layers.{i}.attn_k_norm", a.kv_heads),
+            rope=self._ropes[kind.rope] if kind.rope else None,
+        )
+
+    def _head_norm(self, role: str, heads: int) -> Norm | None:
+        """A norm of queries or keys: of each head by itself, or of all as one vector."""
+        qk_norm = self._config.attention.qk_norm
+        if qk_norm is None:
+            return None
+        norm = self._needed_norm(role, qk_norm.norm)
+        if qk_norm.span == "joint":
+            return norm
+        times = heads if qk_norm.span == "shared" else 1
+        return dataclasses.replace(
+            norm,
+            weight=np.tile(norm.weight, times),
+            bias=None if norm.bias is None else np.tile(norm.bias, times),
+            groups=heads,
+        )
+
+    def _ffn(self, i: int) -> FeedForward:
+        c, group = self._config, f"layers.{i}.ffn"
+        part = self._part(group, "ffn")
+        expected = (c.ffn.size, c.hidden_size, c.ffn.gated)
+        if not isinstance(part, FFNPart) or expected != (
+            part.neurons,
+            part.width,
+            part.gate_dtype is not None,
+        ):
+            raise self._wrong(group, part)
+        table = self._units.table(group, part.first_unit, part.units)
+        return FeedForward(
+            _tile_ffn(part, table) if part.codec == "tile" else _row_ffn(part, table),
+            c.ffn.activation,
+            gate_bias=self._vectors.get(f"layers.{i}.ffn_gate_bias"),
+            up_bias=self._vectors.get(f"layers.{i}.ffn_up_bias"),
+            down_bias=self._vectors.get(f"layers.{i}.ffn_down_bias"),
+        )
+
+    # ------------------------------------------------------------ weights
+
+    def _linear(self, i: int, role: str) -> Linear:
+        bias = self._vectors.get(f"layers.{i}.{role}_bias")
+        return Linear(self._matrix(f"layers.{i}.attn", role, f"layers.{i}.{role}"), bias)
+
+    def _matrix(self, group: str, part_role: str, role: str | None = None) -> TileMatrix:
+        part = self._part(group, part_role)
+        shape = self._shapes[role or part_role]
+        if not isinstance(part, MatrixPart) or (part.rows, part.cols) != shape:
+            raise self._wrong(f"{group}/{part_role}", part)
+        table = self._units.table(group, part.first_unit, part.units)
+        return TileMatrix(part.dtype, part.rows, part.cols, part.panels_per_unit, table)
+
+    def _part(self, group: str, role: str) -> Part:
+        return self._model.group(group).part(role)
+
+    def _norm(self, role: str, spec: NormSpec) -> Norm | None:
+        return self._needed_norm(role, spec) if role in self._shapes else None
+
+    def _needed_norm(self, role: str, spec: NormSpec) -> Norm:
+        bias = self._vectors.get(f"{role}_bias")
+        return Norm(spec.kind, spec.eps, self._vectors[role], bias)
+
+    def _read_vectors(self) -> dict[str, Floats]:
+        """Every vector that the config asks for, by role."""
+        found = read_small(self._model.path)
+        wanted = {role: shape for role, shape in self._shapes.items() if len(shape) == 1}
+        for role, shape in wanted.items():
+            if role not in found or found[role].shape != shape:
+                is_now = list(found[role].shape) if role in found else "missing"
+                raise CorruptModel(
+                    f"{self._model.path}: vector {role!r} is {is_now}, expected {list(shape)}; "
+                    "convert the model again"
+                )
+        return {role: found[role] for role in wanted}
+
+    def _wrong(self, what: str, part: Part) -> CorruptModel:
+        return CorruptModel(
+            f"{self._model.path}: {what} does not have the shape that the config says ({part}); "
+            "convert the model again"
+        )
+
+
+def _scaled(norm: Norm, scale: float) -> Norm:
+    """The norm that gives `scale` times as much."""
+    factor = np.float32(scale)
+    bias = None if norm.bias is None else norm.bias * factor
+    return dataclasses.replace(norm, weight=norm.weight * factor, bias=bias)
+
+
+def _neurons(weights: TileFFN | RowFFN) -> int:
+    return weights.padded_neurons if isinstance(weights, TileFFN) else len(weights.table)
+
+
+def _tile_ffn(part: FFNPart, table: NDArray[np.int64]) -> TileFFN:
+    gated = part.gate_dtype is not None
+    if gated and part.gate_dtype != part.up_dtype:
+        raise UnsupportedModel(
+            f"gate is {part.gate_dtype} and up is {part.up_dtype}; convert with one --dtype"
+        )
+    return TileFFN(
+        part.up_dtype, part.down_dtype, part.width, part.neurons, part.blocks_per_unit, table, gated
+    )
+
+
+def _row_ffn(part: FFNPart, table: NDArray[np.int64]) -> RowFFN:
+    """Every neuron of the layer, in the order of their ids."""
+    if len(set(part.dtypes)) > 1:
+        raise UnsupportedModel("a neuron's gate, up and down differ in dtype; convert with --dtype")
+    ids = np.arange(part.neurons)
+    unit, within = np.divmod(ids, part.neurons_per_unit)
+    addresses = np.ascontiguousarray(table[unit] + within * part.grain_bytes)
+    return RowFFN(part.up_dtype, part.width, addresses, part.gate_dtype is not None)
