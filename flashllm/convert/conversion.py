@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from flashllm.convert.dtypes import matrix_dtypes
 from flashllm.convert.plan import plan_groups
 from flashllm.convert.reading import TensorReader
 from flashllm.convert.source import Source, understand
@@ -62,8 +63,9 @@ def convert(
         TensorReader(checkpoint.files) as reader,
         ModelWriter(target, overwrite=overwrite) as writer,
     ):
-        weights = Weights(understood, reader, dtype, progress.advance)
-        plans = plan_groups(understood, weights, codec)
+        dtypes = matrix_dtypes(understood, dtype, codec)
+        weights = Weights(understood, reader, dtypes, progress.advance)
+        plans = plan_groups(understood.config, dtypes, codec)
         writer.check_room(sum(plan.nbytes for plan in plans))
         sha256 = _sha256(source, progress.advance)
         for file_name, data in tokenizer.items():

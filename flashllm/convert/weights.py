@@ -1,15 +1,15 @@
-"""A checkpoint's weights in the dtype asked for, piece by piece, with what that loses."""
+"""A checkpoint's weights in the dtypes asked for, piece by piece, with what that loses."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.convert.gguf_blocks import KEPT, decode
+from flashllm.convert.gguf_blocks import decode
 from flashllm.convert.reading import TensorReader
 from flashllm.convert.source import Rows, Source
 from flashllm.errors import CorruptModel, UnsupportedModel
@@ -40,23 +40,21 @@ class Loss:
 
 
 class Weights:
-    """The matrices and vectors of a checkpoint in the wanted dtype ("keep": as they are)."""
+    """The matrices and vectors of a checkpoint."""
 
     def __init__(
-        self, source: Source, reader: TensorReader, dtype: str, on_bytes: Callable[[int], None]
+        self,
+        source: Source,
+        reader: TensorReader,
+        dtypes: Mapping[str, str],
+        on_bytes: Callable[[int], None],
     ):
-        """on_bytes is told the length of every piece read."""
+        """dtypes: of every matrix, by role. on_bytes is told the length of every piece read."""
         self.loss = Loss()
         self._source = source
         self._reader = reader
-        self._wanted = dtype
+        self._dtypes = dtypes
         self._on_bytes = on_bytes
-
-    def dtype(self, role: str) -> str:
-        """The flash dtype that the matrix `role` will have."""
-        if self._wanted != "keep":
-            return self._wanted
-        return KEPT[self._source.places[role][0].tensor.dtype]
 
     def vector(self, role: str) -> NDArray[np.float32]:
         """A one-dimensional tensor as float32."""
@@ -74,7 +72,7 @@ class Weights:
         step = max(1, PIECE // (cols * multiple)) * multiple
         for first in range(0, rows, step):
             piece = self._read(role, first, min(step, rows - first))
-            yield self._recode(role, piece, self.dtype(role))
+            yield self._recode(role, piece, self._dtypes[role])
 
     def transposed(self, role: str, dtype: str) -> Quantized:
         """A whole matrix [rows, cols] as [cols, rows] in `dtype`, its groups along the rows."""
@@ -104,6 +102,8 @@ class Weights:
             if low < high:
                 found.append(self._raw(place.tensor, place.first + low - begin, high - low))
             begin += place.count
+        if len({piece.dtype for piece in found}) > 1:
+            found = [Quantized("f32", dequantize(piece)) for piece in found]
         return stack(found)
 
     def _raw(self, tensor: Tensor, first: int, count: int) -> Quantized:

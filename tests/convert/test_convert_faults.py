@@ -22,6 +22,7 @@ from flashllm.errors import (
     ModelNotFound,
     UnsupportedModel,
 )
+from flashllm.flash.format import FFNPart, read_model
 from flashllm.formats.gguf import read_header
 
 METADATA = {
@@ -90,21 +91,18 @@ def test_tensors_that_do_not_fit_the_config(tmp_path: Path) -> None:
         CorruptModel,
         "output_norm.*expected",
     )
-    refuse(
-        write(
-            path, lambda t: t.update({"blk.0.ffn_up.weight": (t["blk.0.ffn_up.weight"][0], "Q8_0")})
-        ),
-        UnsupportedModel,
-        "gate of f32 and up of q8",
-    )
 
 
-def test_a_gate_and_up_of_two_dtypes_can_be_made_equal(tmp_path: Path) -> None:
+def test_gate_and_up_take_the_wider_of_two_dtypes(tmp_path: Path) -> None:
     source = write(
         tmp_path / "m.gguf",
         lambda t: t.update({"blk.0.ffn_up.weight": (t["blk.0.ffn_up.weight"][0], "Q8_0")}),
     )
-    assert convert(source, tmp_path / "m", dtype="q4").is_dir()
+    model = read_model(convert(source, tmp_path / "m"))
+    part = model.groups["layers.0.ffn"].parts[0]
+    assert isinstance(part, FFNPart)
+    assert (part.gate_dtype, part.up_dtype, part.down_dtype) == ("f32", "f32", "f32")
+    assert model.manifest.loss is None
 
 
 @pytest.mark.parametrize("dtype", ["f16", "q8", "q4"])
