@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import tiny
-import tokenizers
 import xxhash
 
 from flashllm.errors import CorruptModel
@@ -126,8 +124,7 @@ class FakeDecoder:
 def tokenizer() -> Tokenizer:
     """The tokeniser of tests/tiny.py's models."""
     files = files_from_gguf(tiny.tokenizer_metadata(VOCAB))
-    built = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
-    return Tokenizer(built, json.loads(files["tokenizer_config.json"]))
+    return Tokenizer.from_files(files)
 
 
 def chat_model(decoder: FakeDecoder | None = None, template: str | None = CHATML) -> ChatModel:

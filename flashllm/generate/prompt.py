@@ -38,22 +38,11 @@ class PromptEncoder:
         """
         hidden, meanings = self._hide(messages)
         text = self._template.render(hidden, add_generation_prompt=add_generation_prompt)
-        if not meanings:
-            return self._tokenizer.encode(text, special=True)
-        ids: list[int] = []
-        position = 0
-        for control in self._controls.finditer(text):
-            ids += self._plain(text[position : control.start()], meanings)
-            ids.append(self._tokenizer.control_tokens[control[0]])
-            position = control.end()
-        return ids + self._plain(text[position:], meanings)
+        return self._tokenizer.encode(text, special=True, hidden=meanings)
 
     def close(self) -> None:
         """End the template's child process, if it has one."""
         self._template.close()
-
-    def _plain(self, text: str, meanings: dict[int, str]) -> list[int]:
-        return self._tokenizer.encode(text.translate(meanings))
 
     def _hide(self, messages: Sequence[Message]) -> tuple[list[Message], dict[int, str]]:
         """`messages` with private characters, and the text that each of those stands for.

@@ -1,41 +1,29 @@
-"""Text to token ids and back."""
+"""Text to token ids and back: one door, whatever the kind of vocabulary."""
 
 from __future__ import annotations
 
 import codecs
-import json
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from tokenizers import Tokenizer as BPETokenizer
+from flashllm.errors import CorruptModel, InvalidInput, ModelIOError
+from flashllm.generate import tokenizer_config
+from flashllm.generate.tokenizer_config import TokenizerConfig
+from flashllm.generate.tokenizer_engine import Engine, open_engine, vocabulary_file
+from flashllm.generate.tokenizer_files import files_from_gguf, files_from_hf
 
-from flashllm.errors import CorruptModel, InvalidInput, ModelIOError, UnsupportedModel
-from flashllm.generate.tokenizer_files import files_from_gguf
-
-__all__ = ["StreamDecoder", "Tokenizer", "files_from_gguf"]
+__all__ = ["StreamDecoder", "Tokenizer", "files_from_gguf", "files_from_hf", "replace_surrogates"]
 
 MAX_FILE_BYTES = 256 << 20
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte (openai/gpt-2, encoder.py), inverted."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    alphabet.update({chr(256 + i): byte for i, byte in enumerate(others)})
-    return alphabet
-
-
-_BYTE_OF = _byte_alphabet()
 
 
 class StreamDecoder:
     """Turns ids into text one at a time; a character comes out once its last byte has."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, begins: bool = True, special: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._special = special
+        self._strip = begins and tokenizer.strips_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
@@ -45,7 +33,11 @@ class StreamDecoder:
         """
         if token >= self._tokenizer.vocab_size:
             return ""
-        return self._utf8.decode(self._tokenizer.token_bytes(token))
+        data = self._tokenizer.token_bytes(token, special=self._special)
+        if self._strip and data:
+            data = data.removeprefix(b" ")
+            self._strip = False
+        return self._utf8.decode(data)
 
     def finish(self) -> str:
         """What is left: U+FFFD if the last character never became whole, else nothing."""
@@ -53,63 +45,69 @@ class StreamDecoder:
 
 
 class Tokenizer:
-    """A model's tokeniser: byte-level BPE with control tokens. Any thread may use it.
+    """A model's tokeniser. Any thread may use it.
 
     bos_id, eos_id: the tokens that begin and end a text, if any. eos_ids: those that end a reply.
     add_bos: the model expects bos_id before raw text (chat templates write their own).
     control_tokens: the text of each control token, such as "<|im_start|>", and its id.
+    strips_space: a text's first token may begin with a space that is not part of the text.
     """
 
-    def __init__(self, tokenizer: BPETokenizer, config: dict[str, Any]) -> None:
-        self._tokenizer = tokenizer
-        self._lock = threading.Lock()
+    def __init__(self, engine: Engine, config: TokenizerConfig) -> None:
+        self._engine = engine
         self._bytes: dict[int, bytes] = {}
-        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        added = tokenizer.get_added_tokens_decoder()
-        self._added = {i: token.content for i, token in added.items()}
-        self.control_tokens: dict[str, int] = {
-            token.content: i for i, token in added.items() if token.special
-        }
+        self.vocab_size = engine.vocab_size
+        self.control_tokens = engine.control_tokens
+        self.strips_space = engine.strips_space
         self._control_ids = frozenset(self.control_tokens.values())
-        self.bos_id: int | None = config["bos_id"]
-        self.eos_id: int | None = config["eos_id"]
-        self.eos_ids: frozenset[int] = frozenset(config["eos_ids"])
-        self.add_bos: bool = config["add_bos"] and self.bos_id is not None
-        self._prefix = " " if config["add_prefix_space"] else ""
+        self.bos_id = config.bos_id
+        self.eos_id = config.eos_id
+        self.eos_ids = frozenset(config.eos_ids)
+        self.add_bos = config.add_bos and self.bos_id is not None
 
     @classmethod
     def from_dir(cls, path: Path) -> Tokenizer:
-        """The tokeniser in tokenizer.json and tokenizer_config.json of the model at `path`.
+        """The tokeniser of the flash model at `path`: tokenizer_config.json and its vocabulary.
 
         Raises ModelIOError, CorruptModel or UnsupportedModel, naming the file.
         """
-        config = _read_config(path / "tokenizer_config.json")
-        data = _read(path / "tokenizer.json")
-        try:
-            tokenizer = BPETokenizer.from_buffer(data)
-        except Exception as error:  # the library raises Exception itself
-            raise CorruptModel(f"{path / 'tokenizer.json'}: {error}") from error
-        made = cls(tokenizer, config)
-        for token in (made.bos_id, made.eos_id, *made.eos_ids):
-            if token is not None and not 0 <= token < made.vocab_size:
-                raise CorruptModel(
-                    f"{path / 'tokenizer_config.json'}: token {token} of {made.vocab_size}"
-                )
-        return made
+        file = path / tokenizer_config.FILE
+        config = TokenizerConfig.from_bytes(_read(file), str(file))
+        vocabulary = path / vocabulary_file(config)
+        engine = open_engine(config, str(file), _read(vocabulary), str(vocabulary))
+        return cls(engine, config)
 
-    def encode(self, text: str, *, special: bool = False, add_bos: bool = False) -> list[int]:
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Tokenizer:
+        """The tokeniser in `files`, by name, as files_from_gguf and files_from_hf make them.
+
+        Raises CorruptModel or UnsupportedModel.
+        """
+        config = TokenizerConfig.from_bytes(files[tokenizer_config.FILE], tokenizer_config.FILE)
+        name = vocabulary_file(config)
+        return cls(open_engine(config, tokenizer_config.FILE, files[name], name), config)
+
+    def encode(
+        self,
+        text: str,
+        *,
+        special: bool = False,
+        add_bos: bool = False,
+        hidden: Mapping[int, str] | None = None,
+    ) -> list[int]:
         """The ids of `text`.
 
         special: control tokens written in the text become their ids. Without it no text, whatever
-        it says, yields a control token. add_bos: put bos_id first, if the model wants one.
+        it says, yields a control token. hidden: code points of characters that stand for text in
+        which nothing is a control token even so. add_bos: put bos_id first, if the model wants one.
         Lone surrogates (undecodable bytes read with "surrogateescape") count as U+FFFD each.
         """
-        text = self._prefix + replace_surrogates(text) if text else text
-        with self._lock:
-            self._tokenizer.encode_special_tokens = not special
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if not special and not self._control_ids.isdisjoint(ids):
-            ids = [token for token in ids if token not in self._control_ids]
+        text = replace_surrogates(text)
+        if special:
+            meanings = {code: replace_surrogates(meant) for code, meant in (hidden or {}).items()}
+            ids = self._engine.encode_special(text, meanings)
+        else:
+            ids = self._engine.encode(text)
         return [self.bos_id, *ids] if add_bos and self.add_bos and self.bos_id is not None else ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
@@ -117,38 +115,42 @@ class Tokenizer:
 
         Bytes that are not UTF-8 become U+FFFD. Raises InvalidInput for an id out of range.
         """
-        pieces = (self.token_bytes(token, special=special) for token in ids)
-        return b"".join(pieces).decode("utf-8", "replace")
+        stream = StreamDecoder(self, special=special)
+        pieces = []
+        for token in ids:
+            if token >= self.vocab_size:
+                raise self._unknown(token)
+            pieces.append(stream.push(token))
+        return "".join(pieces) + stream.finish()
 
-    def stream(self) -> StreamDecoder:
-        """A decoder for ids that arrive one at a time."""
-        return StreamDecoder(self)
+    def stream(self, after: Sequence[int] = ()) -> StreamDecoder:
+        """A decoder for ids that arrive one at a time.
+
+        after: the ids that they continue. Where those leave off within a text, a space that comes
+        first belongs to it; a new text begins after nothing, and after a control token.
+        """
+        begins = not after or after[-1] in self._control_ids
+        return StreamDecoder(self, begins=begins)
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes of one token; b"" for a control token unless `special`.
+        """The bytes of one token; b"" for a control token unless `special`, and for an unused id.
 
         Raises InvalidInput for an id out of range.
         """
         if not special and token in self._control_ids:
             return b""
         if token not in self._bytes:
-            self._bytes[token] = self._spell(token)
+            if not 0 <= token < self.vocab_size:
+                raise self._unknown(token)
+            self._bytes[token] = self._engine.spell(token) or b""
         return self._bytes[token]
 
     def token_text(self, token: int) -> str:
         """The text of one token, control tokens included. Raises InvalidInput if out of range."""
         return self.token_bytes(token, special=True).decode("utf-8", "replace")
 
-    def _spell(self, token: int) -> bytes:
-        if token in self._added:
-            return self._added[token].encode()
-        text = self._tokenizer.id_to_token(token) if token >= 0 else None
-        if text is None:
-            raise InvalidInput(f"token {token} is not in the vocabulary of {self.vocab_size}")
-        try:
-            return bytes(_BYTE_OF[character] for character in text)
-        except KeyError:  # a token not written in the byte alphabet stands for itself
-            return str(text).encode()
+    def _unknown(self, token: int) -> InvalidInput:
+        return InvalidInput(f"token {token} is not in the vocabulary of {self.vocab_size}")
 
 
 def replace_surrogates(text: str) -> str:
@@ -167,24 +169,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelIOError(f"{path}: {error.strerror}; convert the model again", path) from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise CorruptModel(f"{path}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CorruptModel(f"{path}: not a JSON object")
-    if config.get("kind") != "byte-level-bpe":
-        raise UnsupportedModel(f"{path}: unknown kind of tokeniser {config.get('kind')!r}")
-    for key in ("bos_id", "eos_id"):
-        if key not in config or not (config[key] is None or type(config[key]) is int):
-            raise CorruptModel(f"{path}: {key} is {config.get(key)!r}, expected an id or null")
-    ends = config.get("eos_ids")
-    if not isinstance(ends, list) or any(type(token) is not int for token in ends):
-        raise CorruptModel(f"{path}: eos_ids is not a list of token ids")
-    for key in ("add_bos", "add_prefix_space"):
-        if type(config.get(key)) is not bool:
-            raise CorruptModel(f"{path}: {key} is {config.get(key)!r}, expected true or false")
-    return config
