@@ -138,7 +138,7 @@ def _refuse_quantised(metadata: Mapping[str, Any]) -> None:
 
 def _experts(architecture: str) -> UnsupportedModel:
     return UnsupportedModel(
-        f"architecture {architecture!r:.80} is a mixture-of-experts model, which is not supported yet"
+        f"architecture {architecture!r:.80} is a mixture-of-experts model; none is supported yet"
     )
 
 
