@@ -18,12 +18,9 @@ from flashllm.generate.sampling import SamplingOptions, SamplingParams
 from flashllm.generate.service import MakeEvents, Service, open_services
 from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
-from flashllm.sizes import parse_size
+from flashllm.model.plan import DEFAULT_CONTEXT, bytes_allowed, kv_bytes
 
 __all__ = ["LLM", "Message", "Reply", "Session"]
-
-DEFAULT_CONTEXT = 4096
-"""Tokens of context for sessions that do not say, if the model was made for as many."""
 
 
 class LLM:
@@ -74,7 +71,7 @@ class LLM:
         """
         folder = Path(path)
         weights = weight_bytes(folder)
-        limit = _bytes_allowed(mem_budget, weights)
+        limit = None if mem_budget is None else bytes_allowed(mem_budget, weights)
         budget.check(limit, weights + sum(other.weight_bytes for other in open_services()), 0)
         with engine.borrowed() as runner:
             model = open_model(
@@ -199,7 +196,7 @@ class LLM:
         services = open_services()
         weights = sum(service.weight_bytes for service in services)
         caches = sum(service.kv_bytes for service in services)
-        budget.check(self.mem_budget, weights, caches + budget.kv_bytes(self.config, state.n_ctx))
+        budget.check(self.mem_budget, weights, caches + kv_bytes(self.config, state.n_ctx))
         self._service.adopt(state)
         return Session(self._service, state, params)
 
@@ -289,9 +286,3 @@ class Session:
         if self._last is not None:
             self._last.wait()
         return self._state
-
-
-def _bytes_allowed(mem_budget: int | str | None, weights: int) -> int | None:
-    if isinstance(mem_budget, str):
-        return parse_size(mem_budget).resolve(weights, budget.FIXED_BYTES)
-    return mem_budget

@@ -12,10 +12,10 @@ import pytest
 from fake_decoder import FakeDecoder
 
 from flashllm.errors import ContextFull, EngineError, InvalidInput, OutOfBudget
-from flashllm.generate import budget
 from flashllm.generate.events import Done, Prefill, Token
 from flashllm.generate.template import Message
 from flashllm.llm import LLM, Session
+from flashllm.model.plan import FIXED_BYTES, kv_bytes
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def test_scores_run_on_the_engine(llm: LLM) -> None:
 
 
 def test_a_budget_bounds_weights_and_caches() -> None:
-    per_session = budget.kv_bytes(FakeDecoder().config, 512)
-    limit = budget.FIXED_BYTES + 1000 + 2 * per_session
+    per_session = kv_bytes(FakeDecoder().config, 512)
+    limit = FIXED_BYTES + 1000 + 2 * per_session
     with LLM(fake_decoder.chat_model(), mem_budget=limit) as llm:
         held = [llm.session(), llm.session()]
         with pytest.raises(OutOfBudget, match=r"KV cache.*budget is"):

@@ -141,17 +141,8 @@ class ModelWriter:
         self, name: str, plans: Sequence[GroupPlan], units: Iterator[NDArray[np.uint8]]
     ) -> None:
         """One container: header, units in order, then the index (its checksums are known last)."""
-        header = build_header(
-            [(plan.name, "U8", plan.nbytes) for plan in plans]
-            + [
-                (f"{plan.name}.{suffix}", dtype, len(plan.lengths()) + (suffix == "offsets"))
-                for plan in plans
-                for suffix, dtype in INDEX.items()
-            ]
-        )
-        index_bytes = sum(8 * (3 * len(plan.lengths()) + 1) for plan in plans)
-        size = len(header) + sum(plan.nbytes for plan in plans) + index_bytes
-        with OutputFile(self._folder / name, size) as file:
+        header = _header(plans)
+        with OutputFile(self._folder / name, _container_bytes(plans)) as file:
             file.write(header)
             indices = {plan.name: _write_group(file, plan, units) for plan in plans}
             for index in indices.values():
@@ -163,6 +154,28 @@ class ModelWriter:
             self.groups[plan.name] = GroupEntry(
                 name, plan.parts, index_checksum(*indices[plan.name])
             )
+
+
+def units_bytes(plans: Sequence[GroupPlan], shard_bytes: int = SHARD_BYTES) -> int:
+    """Bytes of all the files that hold the units of `plans`."""
+    return sum(_container_bytes(shard) for shard in _shards(plans, shard_bytes))
+
+
+def _container_bytes(plans: Sequence[GroupPlan]) -> int:
+    index = sum(8 * (3 * len(plan.lengths()) + 1) for plan in plans)
+    return len(_header(plans)) + sum(plan.nbytes for plan in plans) + index
+
+
+def _header(plans: Sequence[GroupPlan]) -> bytes:
+    """The container's header: first the groups, then each group's index."""
+    return build_header(
+        [(plan.name, "U8", plan.nbytes) for plan in plans]
+        + [
+            (f"{plan.name}.{suffix}", dtype, len(plan.lengths()) + (suffix == "offsets"))
+            for plan in plans
+            for suffix, dtype in INDEX.items()
+        ]
+    )
 
 
 def _write_file(path: Path, data: bytes) -> FileEntry:

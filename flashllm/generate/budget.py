@@ -1,19 +1,10 @@
-"""Memory arithmetic of models that are wholly resident."""
+"""Refuses what the memory budget has no room for."""
 
 from __future__ import annotations
 
 from flashllm.errors import OutOfBudget
-from flashllm.model.config import ModelConfig
+from flashllm.model.plan import FIXED_BYTES
 from flashllm.sizes import format_size
-
-FIXED_BYTES = 250_000_000
-"""What the process holds besides weights and KV caches: interpreter, libraries, compiled kernels,
-activations. See docs/measurements.md."""
-
-
-def kv_bytes(config: ModelConfig, n_ctx: int) -> int:
-    """Bytes of the float16 keys and values of `n_ctx` tokens."""
-    return 2 * 2 * config.n_layers * config.kv_size * n_ctx
 
 
 def check(budget: int | None, weights: int, kv: int) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from flashllm.errors import EngineError
-from flashllm.generate import budget, engine
+from flashllm.generate import engine
 from flashllm.generate.events import Event
 from flashllm.generate.reply import ReplyChannel
 from flashllm.generate.sampling import SamplingParams
 from flashllm.generate.session import Call, ChatModel, SessionState
+from flashllm.model.plan import kv_bytes
 
 Result = TypeVar("Result")
 MakeEvents = Callable[[SessionState, Call], Iterator[Event]]
@@ -44,7 +45,7 @@ class Service:
     def kv_bytes(self) -> int:
         """Memory of the sessions' KV caches once they are full."""
         config = self.model.decoder.config
-        return sum(budget.kv_bytes(config, state.n_ctx) for state in list(self._states))
+        return sum(kv_bytes(config, state.n_ctx) for state in list(self._states))
 
     def adopt(self, state: SessionState) -> None:
         """Take charge of a session, to be freed by `drop` or `close`."""

@@ -1,0 +1,206 @@
+"""What a model will need, from headers alone: of a flash model, a checkpoint, or a known shape."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flashllm import machine
+from flashllm.convert.dtypes import matrix_dtypes
+from flashllm.convert.gguf_blocks import KEPT, wider
+from flashllm.convert.plan import plan_groups
+from flashllm.convert.source import understand
+from flashllm.errors import UnsupportedModel
+from flashllm.flash.format import read_model
+from flashllm.flash.parts import MatrixPart, Part
+from flashllm.flash.writer import GroupPlan, units_bytes
+from flashllm.formats.checkpoint import Checkpoint
+from flashllm.formats.opening import open_checkpoint
+from flashllm.model.config import ModelConfig
+from flashllm.model.plan import Plan, Sizes
+from flashllm.model.plan import plan as plan_sizes
+from flashllm.model.roles import roles
+
+_DOCUMENTS = 1 << 20  # manifest and tokeniser, of which nothing is known before the conversion
+_WEIGHT_SUFFIX = ".safetensors"
+
+
+def plan_checkpoint(
+    source: Checkpoint | Path,
+    *,
+    dtype: str = "keep",
+    codec: str = "tile",
+    mem_budget: int | str | None = None,
+    n_ctx: int | None = None,
+) -> Plan:
+    """The plan of a foreign checkpoint once it is converted with this dtype and codec.
+
+    The bytes of weights are exactly those that the conversion writes. mem_budget: None is what is
+    free now. Raises what opening and understanding a checkpoint raise, and InvalidInput.
+    """
+    checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
+    understood = understand(checkpoint)
+    dtypes = matrix_dtypes(understood, dtype, codec)
+    return _plan(
+        checkpoint.path.stem if checkpoint.kind == "gguf" else checkpoint.path.absolute().name,
+        understood.config,
+        plan_groups(understood.config, dtypes, codec),
+        documents=_DOCUMENTS + _document_bytes(checkpoint),
+        mem_budget=mem_budget,
+        n_ctx=n_ctx,
+    )
+
+
+def plan_model(
+    folder: Path, *, mem_budget: int | str | None = None, n_ctx: int | None = None
+) -> Plan:
+    """The plan of the flash model in `folder`. Raises what opening one raises, and InvalidInput."""
+    model = read_model(folder)
+    files = model.manifest.files
+    sizes = Sizes(
+        weights=model.unit_bytes,
+        files=sum(e.nbytes for name, e in files.items() if name.endswith(_WEIGHT_SUFFIX)),
+        stored=sum(entry.nbytes for entry in files.values()),
+    )
+    return plan_sizes(
+        folder.name,
+        ModelConfig.from_json(model.manifest.config),
+        sizes,
+        _dtypes(part for group in model.groups.values() for part in group.parts),
+        mem_budget=_budget(mem_budget),
+        n_ctx=n_ctx,
+    )
+
+
+def plan_shape(
+    name: str,
+    config: ModelConfig,
+    quant: str,
+    *,
+    fetched: int | None = None,
+    mem_budget: int | str | None = None,
+    n_ctx: int | None = None,
+) -> Plan:
+    """The plan of a model of which nothing is here but its shape.
+
+    quant: the name of a GGUF file's quantisation, such as "Q4_K_M", or a dtype of ours. fetched:
+    bytes of the download, if they are known. Raises UnsupportedModel for an unknown quant, and
+    InvalidInput.
+    """
+    dtypes = guess_dtypes(config, quant)
+    groups = plan_groups(config, dtypes, "tile")
+    guessed = "sizes are estimates until the model's headers are here"
+    return _plan(
+        name,
+        config,
+        groups,
+        documents=_DOCUMENTS + 40 * config.vocab_size,
+        fetched=sum(int(group.lengths().sum()) for group in groups) if fetched is None else fetched,
+        mem_budget=mem_budget,
+        n_ctx=n_ctx,
+        warnings=(guessed,),
+    )
+
+
+def guess_dtypes(config: ModelConfig, quant: str) -> dict[str, str]:
+    """The flash dtypes that a GGUF file of this quantisation probably becomes, by role.
+
+    llama.cpp (src/llama-quant.cpp) gives the head 6 bits or more, and in its _M and _L mixtures
+    the values of attention and the outputs of feed-forward networks in every third layer as well
+    as in the first and last eighth. Raises UnsupportedModel.
+    """
+    base = _base(quant)
+    matrices = [role for role, shape in roles(config).items() if len(shape) == 2]
+    dtypes = dict.fromkeys(matrices, base)
+    if quant.lower() == base:  # asked of the converter, which makes no mixtures
+        return dtypes
+    head = "embed" if config.tied_head else "output"
+    dtypes[head] = wider(base, "q8")
+    if quant.upper().endswith(("_K_M", "_K_L")):
+        n = config.n_layers
+        for i in range(n):
+            if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2:
+                for role in ("attn_v", "ffn_down"):
+                    dtypes[f"layers.{i}.{role}"] = wider(base, "q8")
+    return dtypes
+
+
+def _base(quant: str) -> str:
+    """The flash dtype of most matrices of a quantisation."""
+    label = quant.upper().removeprefix("UD-")
+    if label.lower() in ("f32", "f16", "bf16", "q8", "q4"):
+        return label.lower()
+    for known in sorted(KEPT, key=len, reverse=True):
+        if label == known or label.startswith(f"{known}_"):
+            return KEPT[known]
+    raise UnsupportedModel(f"quantisation {quant!r} is not known; one of {', '.join(KEPT)}")
+
+
+def _plan(
+    name: str,
+    config: ModelConfig,
+    groups: Sequence[GroupPlan],
+    *,
+    documents: int,
+    mem_budget: int | str | None,
+    n_ctx: int | None,
+    fetched: int = 0,
+    warnings: tuple[str, ...] = (),
+) -> Plan:
+    """The plan of a model that these groups will be made for."""
+    files = units_bytes(groups) + _small_bytes(config)
+    sizes = Sizes(
+        weights=sum(int(group.lengths().sum()) for group in groups),
+        files=files,
+        stored=files + documents,
+        fetched=fetched,
+        to_store=files + documents,
+    )
+    return plan_sizes(
+        name,
+        config,
+        sizes,
+        _dtypes(part for group in groups for part in group.parts),
+        mem_budget=_budget(mem_budget),
+        n_ctx=n_ctx,
+        warnings=warnings,
+    )
+
+
+def _budget(mem_budget: int | str | None) -> int | str:
+    """The budget given, or what this process holds already and what is free besides."""
+    return machine.memory().usable + machine.rss() if mem_budget is None else mem_budget
+
+
+def _dtypes(parts: Iterable[Part]) -> tuple[str, ...]:
+    """The dtypes of the weights, the most frequent first."""
+    counted: Counter[str] = Counter()
+    for part in parts:
+        if isinstance(part, MatrixPart):
+            counted[part.dtype] += part.rows * part.cols
+        else:
+            for dtype in part.dtypes:
+                counted[dtype] += part.neurons * part.width
+    return tuple(dtype for dtype, _ in counted.most_common())
+
+
+def _small_bytes(config: ModelConfig) -> int:
+    """Bytes of the file of vectors, as the safetensors library writes it: by name, compactly."""
+    entries, end = {}, 0
+    for role, shape in sorted(roles(config).items()):
+        if len(shape) == 1:
+            begin, end = end, end + 4 * shape[0]
+            entries[role] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    header = len(json.dumps(entries, separators=(",", ":")))
+    return 8 + header + -header % 8 + end
+
+
+def _document_bytes(checkpoint: Checkpoint) -> int:
+    """What the source takes besides its weights: the tokeniser's files, or the GGUF header."""
+    if checkpoint.kind == "gguf":
+        first = [t.offset for t in checkpoint.tensors.values() if t.file == checkpoint.files[0]]
+        return 2 * min(first, default=0)
+    files = [file for file in checkpoint.path.iterdir() if file.suffix in (".json", ".model")]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,146 @@
+"""Plans made from headers alone, held to what converting and loading really take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import tiny_hf
+
+from flashllm.convert import convert
+from flashllm.convert.planning import guess_dtypes, plan_checkpoint, plan_model, plan_shape
+from flashllm.convert.source import understand
+from flashllm.errors import CorruptModel, InvalidInput, UnsupportedModel
+from flashllm.flash.format import read_model
+from flashllm.formats.opening import open_checkpoint
+from flashllm.generate.opening import weight_bytes
+from flashllm.model.plan import FIXED_BYTES
+
+SHAPE: dict[str, Any] = {"layers": 3, "hidden": 96, "ffn": 160, "heads": 6, "kv_heads": 3}
+
+
+def mixed(path: Path) -> Path:
+    """A GGUF file whose matrices have several types, gate and up of a layer among them."""
+    types = {"attn_v": "Q8_0", "ffn_gate": "Q4_1", "ffn_up": "Q8_0", "token_embd": "F16"}
+    weights = tiny.random_weights(2, 64, 96, 4, 2, 320)
+    tensors = {
+        name: (w, types.get(name.split(".")[-2], "Q4_0") if w.ndim == 2 else "F32")
+        for name, w in weights.items()
+    }
+    whole = tiny.write_gguf(path)
+    metadata = open_checkpoint(whole).metadata
+    path.write_bytes(tiny.gguf_bytes(metadata, tensors))
+    return path
+
+
+@pytest.mark.parametrize("codec", ["tile", "row"])
+@pytest.mark.parametrize("dtype", ["keep", "f16", "q8", "q4"])
+@pytest.mark.parametrize("kind", ["gguf", "mixed", "untied"])
+def test_the_plan_is_what_conversion_writes(
+    tmp_path: Path, kind: str, dtype: str, codec: str
+) -> None:
+    if kind == "mixed":
+        source = mixed(tmp_path / "m.gguf")
+    else:
+        tied = kind != "untied"
+        source = tiny.write_gguf(tmp_path / "m.gguf", dtype="Q4_1", tied=tied, **SHAPE)
+    assert_exact(source, tmp_path / "m.flash", dtype, codec)
+
+
+def assert_exact(source: Path, target: Path, dtype: str, codec: str) -> None:
+    """Plan, then convert, then compare."""
+    plan = plan_checkpoint(source, dtype=dtype, codec=codec, mem_budget="6GB")
+    folder = convert(source, target, dtype=dtype, codec=codec)
+    model = read_model(folder)
+    assert plan.weight_bytes == model.unit_bytes
+    assert plan.resident_bytes == weight_bytes(folder)
+    stored = sum(file.stat().st_size for file in folder.iterdir())
+    assert stored <= plan.stored_bytes < stored + (2 << 20)
+    assert plan.disk_bytes == plan.stored_bytes
+    local = plan_model(folder, mem_budget="6GB")
+    assert local.disk_bytes == 0
+    assert (local.weight_bytes, local.resident_bytes, local.kv_bytes, local.dtypes) == (
+        plan.weight_bytes,
+        plan.resident_bytes,
+        plan.kv_bytes,
+        plan.dtypes,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["keep", "q8", "q4"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_plan_of_a_folder(tmp_path: Path, dtype: str, shards: int) -> None:
+    folder = tiny_hf.write_hf(tmp_path / "m", dtype="BF16", shards=shards, **SHAPE)
+    plan = plan_checkpoint(folder, dtype=dtype, mem_budget="6GB")
+    assert plan.name == "m"
+    source = tiny.write_gguf(tmp_path / "m.gguf", dtype="BF16", **SHAPE)  # of the same shape
+    assert plan.weight_bytes == plan_checkpoint(source, dtype=dtype, mem_budget=1).weight_bytes
+    assert plan == plan_checkpoint(open_checkpoint(folder), dtype=dtype, mem_budget="6GB")
+
+
+def test_keys_and_values_are_what_a_session_reserves(tmp_path: Path) -> None:
+    from flashllm.cache.kv import Sequence
+
+    plan = plan_checkpoint(tiny.write_gguf(tmp_path / "m.gguf"), mem_budget="6GB", n_ctx=64)
+    assert plan.kv_bytes == Sequence(2, 2, 16, 64, np.dtype(np.float16)).nbytes
+    assert plan.n_ctx == 64
+
+
+def test_budgets(tmp_path: Path) -> None:
+    path = tiny.write_gguf(tmp_path / "m.gguf")
+    exact = plan_checkpoint(path, mem_budget="6GB").smallest_budget
+    assert plan_checkpoint(path, mem_budget=exact).fits
+    assert not plan_checkpoint(path, mem_budget=exact - 1).fits
+    half = plan_checkpoint(path, mem_budget="0.5x")
+    assert half.budget == FIXED_BYTES + half.resident_bytes // 2
+    free = plan_checkpoint(path)
+    assert free.fits
+    assert free.budget > FIXED_BYTES
+    with pytest.raises(InvalidInput, match="not a size"):
+        plan_checkpoint(path, mem_budget="lots")
+    with pytest.raises(InvalidInput, match="1 to 128"):
+        plan_checkpoint(path, mem_budget="6GB", n_ctx=129)
+
+
+def test_what_is_no_model_cannot_be_planned(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CorruptModel):
+        plan_checkpoint(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("quant", "dtypes"),
+    [
+        ("Q8_0", {"q8"}),
+        ("Q4_K_S", {"q4m", "q8"}),
+        ("UD-Q4_K_M", {"q4m", "q8"}),
+        ("Q4_0", {"q4", "q8"}),
+        ("IQ4_XS", {"q8"}),
+        ("q4", {"q4"}),
+        ("BF16", {"bf16"}),
+    ],
+)
+def test_a_shape_alone_makes_a_plan(tmp_path: Path, quant: str, dtypes: set[str]) -> None:
+    config = understand(open_checkpoint(tiny.write_gguf(tmp_path / "m.gguf", **SHAPE))).config
+    assert set(guess_dtypes(config, quant).values()) == dtypes
+    plan = plan_shape("known", config, quant, mem_budget="6GB", fetched=1000)
+    assert plan.disk_bytes == plan.stored_bytes + 1000
+    assert plan.warnings
+
+
+def test_a_mixture_has_more_bits_where_llama_cpp_puts_them(tmp_path: Path) -> None:
+    path = tiny.write_gguf(tmp_path / "m.gguf", layers=16)
+    guessed = guess_dtypes(understand(open_checkpoint(path)).config, "Q4_K_M")
+    wide = [i for i in range(16) if guessed[f"layers.{i}.ffn_down"] == "q8"]
+    assert wide == [0, 1, 4, 7, 10, 13, 14, 15]
+    assert guessed["embed"] == "q8"  # the head is tied to it
+    assert guessed["layers.0.ffn_up"] == "q4m"
+
+
+def test_unknown_quantisations_are_refused(tmp_path: Path) -> None:
+    config = understand(open_checkpoint(tiny.write_gguf(tmp_path / "m.gguf"))).config
+    with pytest.raises(UnsupportedModel, match="'IQ2_M' is not known"):
+        plan_shape("known", config, "IQ2_M")
