@@ -40,7 +40,8 @@ Encoded = tuple[Op, list[int]]
 Integers = NDArray[np.int64]
 _NONE: Floats = np.zeros(16, np.float32)
 """What kernels add where there is no bias, always the same 16 zeros."""
-_NO_WINDOW = 1 << 62
+_WIDEST = 1 << 30
+"""A window beyond any position: kernels compare lanes as int32."""
 
 
 class CPUProgram(Program):
@@ -194,7 +195,7 @@ class CPUProgram(Program):
         if scoring.plain:
             return _pick(attention, "attend", stored), words
         slopes = self._whole_vectors(np.array(scoring.slopes, np.float32))
-        words += [scoring.window or _NO_WINDOW, _bits(scoring.soft_cap or 0.0)]
+        words += [min(scoring.window or _WIDEST, _WIDEST), _bits(scoring.soft_cap or 0.0)]
         words += [_at(slopes), 4] if scoring.slopes else [_at(_NONE), 0]
         return _pick(attention, "attend_by_rule", stored), words
 
