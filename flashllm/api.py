@@ -1,16 +1,25 @@
-"""The verbs of the package, load, pull and convert: they wire the rooms for callers."""
+"""The verbs of the package, load, plan, pull and convert: they wire the rooms for callers."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from flashllm.convert import convert as convert_file
+from flashllm.convert import convert as convert_checkpoint
+from flashllm.convert.planning import plan_checkpoint, plan_model, plan_shape
 from flashllm.generate.opening import Backend, Progress
-from flashllm.hub import store
+from flashllm.hub import manifests, store
+from flashllm.hub.foreign import is_foreign
+from flashllm.hub.from_hub import HubPull
+from flashllm.hub.pull import is_offline, locate
 from flashllm.hub.pull import pull as pull_model
+from flashllm.hub.reference import parse_reference
+from flashllm.hub.shapes import config_of
+from flashllm.hub.workshop import Workshop
 from flashllm.llm import LLM
+from flashllm.model.plan import Plan
 
 Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4"]
 
@@ -22,15 +31,21 @@ def load(
     threads: int | None = None,
     backend: Backend = "cpu",
     n_ctx: int | None = None,
+    dtype: Dtype = "keep",
     on_progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
 ) -> LLM:
-    """The model in a flash model directory, or of a name in the store, in memory.
+    """A model in memory: a flash model's folder, a name in the store, or a foreign checkpoint.
 
-    The other arguments are LLM.open's. Raises what LLM.open raises; ModelNotFound if there is no
-    such directory or name, saying how to get it.
+    A GGUF file or a Hugging Face folder is converted to the store the first time, with weights of
+    `dtype`, and found there as long as it does not change; on_message then says where. The other
+    arguments are LLM.open's; on_progress counts both. Nothing is fetched: see `pull`.
+
+    Raises what LLM.open raises; ModelNotFound if there is no such model, saying how to get it; for
+    checkpoints what `convert` raises.
     """
     return LLM.open(
-        store.find(model),
+        locate(model, _workshop(on_progress, on_message), dtype),
         mem_budget=mem_budget,
         threads=threads,
         backend=backend,
@@ -39,24 +54,79 @@ def load(
     )
 
 
-def pull(
-    name: str,
+def plan(
+    model: str | Path,
     *,
+    mem_budget: int | str | None = None,
+    n_ctx: int | None = None,
+    dtype: Dtype = "keep",
+) -> Plan:
+    """Whether a model fits `mem_budget` with n_ctx tokens of context, from headers alone.
+
+    model: what `load` takes; a known model's name (with :quant, if it is to be another), of which
+    nothing needs to be on this computer; or owner/name[:quant], whose headers are read on the hub.
+    dtype: what a checkpoint or a known model is to be converted to.
+    mem_budget: bytes, or text such as "6GB"; by default what is free now.
+
+    Raises what opening the model raises; ModelNotFound for an unknown one; InvalidInput; for the
+    hub's what `pull` raises.
+    """
+    path = Path(model).expanduser()
+    if store.is_model(path):
+        return plan_model(path, mem_budget=mem_budget, n_ctx=n_ctx)
+    if is_foreign(path):
+        return plan_checkpoint(path, dtype=dtype, mem_budget=mem_budget, n_ctx=n_ctx)
+    if stored := store.in_store(str(model)):
+        return plan_model(stored, mem_budget=mem_budget, n_ctx=n_ctx)
+    if known := manifests.find_with_quant(str(model)):
+        manifest, quant = known
+        return plan_shape(
+            manifest.name,
+            config_of(manifest),
+            manifest.quant(quant or (None if dtype == "keep" else dtype)),
+            fetched=manifest.download_bytes,
+            mem_budget=mem_budget,
+            n_ctx=n_ctx,
+        )
+    if (reference := parse_reference(str(model))) is None:
+        return plan_model(store.find(model))  # an error that says what there is
+    found: list[Plan] = []
+
+    def plan_view(source: Path, dtype: str) -> Plan:
+        found.append(plan_checkpoint(source, dtype=dtype, mem_budget=mem_budget, n_ctx=n_ctx))
+        return found[-1]
+
+    HubPull(reference, Workshop(convert_checkpoint, plan_view), offline=is_offline()).plan()
+    return dataclasses.replace(found[-1], name=str(reference))
+
+
+def pull(
+    model: str,
+    *,
+    revision: str | None = None,
     offline: bool = False,
+    keep_download: bool = False,
+    token: str | None = None,
     on_progress: Progress | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> Path:
-    """The folder of the known model `name`, fetched and converted first if the store lacks it.
+    """The folder of a model, fetched and converted first if it is not on this computer.
 
-    on_message announces each stage, on_progress counts it. Raises ModelNotFound, DownloadError,
-    CorruptModel (wrong hash), DiskFull, ModelIOError; interrupted, it leaves nothing behind.
+    model: a known name, owner/name[:quant] of the Hugging Face hub, or what `load` takes. Of the
+    hub: revision is a branch, a tag or a commit; keep_download leaves the files in Hugging Face's
+    cache; token is by default $HF_TOKEN, or the login. on_message announces each stage,
+    on_progress counts its bytes. An interrupted download is gone on with by the next call.
+
+    Raises ModelNotFound, DownloadError, CorruptModel (wrong hash), UnsupportedModel, InvalidInput,
+    DiskFull, ModelIOError.
     """
     return pull_model(
-        name,
-        convert=convert_file,
+        model,
+        _workshop(on_progress, on_message),
+        revision=revision,
         offline=offline,
-        on_progress=on_progress,
-        on_message=on_message,
+        keep_download=keep_download,
+        token=token,
     )
 
 
@@ -68,11 +138,21 @@ def convert(
     codec: Literal["tile", "row"] = "tile",
     on_progress: Progress | None = None,
 ) -> Path:
-    """Make the flash model directory `target` from the GGUF file `source`, whole or not at all.
+    """Make the flash model directory `target` from a GGUF file or a Hugging Face folder.
 
-    dtype: "keep" holds GGUF's own blocks without loss. Raises CorruptModel, UnsupportedModel,
-    DiskFull, ModelIOError, InvalidInput.
+    It appears whole or not at all. dtype: "keep" holds the weights without loss wherever our
+    dtypes can express them. Raises CorruptModel, UnsupportedModel, DiskFull, ModelIOError,
+    InvalidInput.
     """
-    return convert_file(
+    return convert_checkpoint(
         Path(source), Path(target), dtype=dtype, codec=codec, on_progress=on_progress
+    )
+
+
+def _workshop(on_progress: Progress | None, on_message: Callable[[str], None] | None) -> Workshop:
+    return Workshop(
+        convert_checkpoint,
+        lambda source, dtype: plan_checkpoint(source, dtype=dtype),
+        on_progress or (lambda done, total: None),
+        on_message or (lambda text: None),
     )

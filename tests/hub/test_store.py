@@ -64,15 +64,46 @@ def test_find_by_name_alias_and_path() -> None:
 
 def test_advice_when_nothing_is_found(tmp_path: Path) -> None:
     put("mine")
-    with pytest.raises(ModelNotFound, match=r"in the store: mine; .*smollm2"):
+    with pytest.raises(ModelNotFound, match=r"in the store: mine; .*ls --available"):
         store.find("nothing")
-    with pytest.raises(ModelNotFound, match="flashllm pull smollm2-135m-instruct"):
+    with pytest.raises(ModelNotFound, match="flashllm pull smollm2"):
         store.find("smollm2")
-    (tmp_path / "x.gguf").touch()
-    with pytest.raises(ModelNotFound, match="flashllm convert"):
-        store.find(tmp_path / "x.gguf")
+    with pytest.raises(ModelNotFound, match="flashllm pull acme/tiny:Q4_0"):
+        store.find("acme/tiny:Q4_0")
     with pytest.raises(ModelNotFound, match="not a converted model"):
         store.find(tmp_path)
+
+
+def test_models_of_the_hub_are_found_as_they_were_pulled() -> None:
+    put("acme--tiny-gguf--q4_k_m")
+    put("acme--tiny-gguf--q8_0")
+    put("acme--tiny")
+    put("acme--tiny--at-v1.0--q4")
+    put("qwen3-8b--q8")
+    for name, folder in {
+        "acme/tiny-GGUF:q8_0": "acme--tiny-gguf--q8_0",
+        "acme/tiny-GGUF": "acme--tiny-gguf--q4_k_m",  # as a pull would choose
+        "Acme/Tiny": "acme--tiny",
+        "acme/tiny:keep": "acme--tiny",
+        "acme/tiny@v1.0:q4": "acme--tiny--at-v1.0--q4",
+        "https://huggingface.co/acme/tiny": "acme--tiny",
+        "qwen3:8b:q8": "qwen3-8b--q8",
+    }.items():
+        assert store.find(name).name == folder
+    for name in ("acme/tiny:q4", "acme/tiny-GGUF:F16", "acme/tiny@v1.0", "qwen3:8b"):
+        with pytest.raises(ModelNotFound):
+            store.find(name)
+
+
+def test_unfinished_downloads_are_listed_and_removed() -> None:
+    workspace = store.workspace_for("acme/Tiny--GGUF", "0123456789abcdef")
+    (workspace / "Tiny--GGUF").mkdir(parents=True)
+    (workspace / "Tiny--GGUF" / "x.gguf.part").write_bytes(bytes(100))
+    (unfinished,) = store.list_unfinished()
+    assert (unfinished.repo, unfinished.bytes) == ("acme/Tiny--GGUF", 100)
+    assert store.list_models() == []
+    store.remove_unfinished(unfinished)
+    assert store.list_unfinished() == []
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".hidden", "A B"])
