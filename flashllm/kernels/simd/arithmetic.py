@@ -96,6 +96,12 @@ def add_i32(b, x, y):
     return b.add(x, y)
 
 
+@operation(i32x16, i32x16, types.int64)
+def shift_left(b, x, bits):
+    """x << bits, for 0 <= bits < 32."""
+    return b.shl(x, splat_lanes(b, b.trunc(bits, I32), 16))
+
+
 @operation(f32x16, i32x16)
 def to_float(b, x):
     """int32 to float."""

@@ -50,23 +50,33 @@ def extend_half(b: ir.IRBuilder, half: Any) -> Any:
 
 
 def truncate_to_half(b: ir.IRBuilder, value: Any) -> Any:
-    """One float to a half (as i16): nearest even, saturated at the largest finite half.
+    """Floats to halves (as i16): nearest even, saturated at the largest finite half.
 
     Without conversion instructions: an addition rounds small numbers at a half's subnormal step,
     the others round by their own bits.
     """
+    vector = isinstance(value.type, ir.VectorType)
+    floats, ints, shorts, halves = (
+        (f32x16.ir, i32x16.ir, ir.VectorType(I16, 16), ir.VectorType(F16, 16))
+        if vector
+        else (F32, I32, I16, F16)
+    )
     for sign, limit in ((">", 65504.0), ("<", -65504.0)):
-        bound = ir.Constant(F32, limit)
+        bound = _like(value, limit, F32)
         value = b.select(b.fcmp_ordered(sign, value, bound), bound, value)
     if _converts_halves():
-        return b.bitcast(b.fptrunc(value, F16), I16)
-    bits = b.bitcast(value, I32)
-    sign_bit = b.and_(b.lshr(bits, I32(16)), I32(0x8000))
-    magnitude = b.and_(bits, I32(0x7FFFFFFF))
-    odd = b.and_(b.lshr(magnitude, I32(13)), I32(1))
-    rebased = b.add(magnitude, I32(0xFFF - (112 << 23)))
-    normal = b.lshr(b.add(rebased, odd), I32(13))
-    rounded = b.fadd(b.bitcast(magnitude, F32), ir.Constant(F32, 0.5))
-    subnormal = b.sub(b.bitcast(rounded, I32), I32(0x3F000000))
-    is_small = b.icmp_unsigned("<", magnitude, I32(113 << 23))
-    return b.trunc(b.or_(b.select(is_small, subnormal, normal), sign_bit), I16)
+        return b.bitcast(b.fptrunc(value, halves), shorts)
+
+    def number(n: int) -> ir.Constant:
+        return _like(value, n, I32)
+
+    bits = b.bitcast(value, ints)
+    sign_bit = b.and_(b.lshr(bits, number(16)), number(0x8000))
+    magnitude = b.and_(bits, number(0x7FFFFFFF))
+    odd = b.and_(b.lshr(magnitude, number(13)), number(1))
+    rebased = b.add(magnitude, number(0xFFF - (112 << 23)))
+    normal = b.lshr(b.add(rebased, odd), number(13))
+    rounded = b.fadd(b.bitcast(magnitude, floats), _like(value, 0.5, F32))
+    subnormal = b.sub(b.bitcast(rounded, ints), number(0x3F000000))
+    is_small = b.icmp_unsigned("<", magnitude, number(113 << 23))
+    return b.trunc(b.or_(b.select(is_small, subnormal, normal), sign_bit), shorts)

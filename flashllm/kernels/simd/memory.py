@@ -135,10 +135,28 @@ def store_half(b, address, value):
     store_at(b, truncate_to_half(b, value), address)
 
 
+@operation(types.none, types.intp, f32x16)
+def store_f16(b, address, value):
+    """Write 16 floats as halves: nearest even, saturated at the largest finite half."""
+    store_at(b, truncate_to_half(b, value), address)
+
+
+@operation(f32x16, f32x16)
+def round_to_half(b, value):
+    """The nearest half to each float, as a float: what store_f16 would write."""
+    return extend_half(b, truncate_to_half(b, value))
+
+
 @operation(i32x16, types.intp)
 def load_i32x16(b, address):
     """16 int32."""
     return load_at(b, address, i32x16.ir)
+
+
+@operation(types.none, types.intp, i32x16)
+def store_i32x16(b, address, value):
+    """Write 16 int32."""
+    store_at(b, value, address)
 
 
 @operation(types.none, types.intp, i32x16)
