@@ -19,6 +19,7 @@ VERBS = {
     "chat": "Talk with a model.",
     "run": "Answer one prompt and exit.",
     "pull": "Fetch a known model and convert it.",
+    "plan": "Say whether a model fits, from its headers alone.",
     "convert": "Convert a GGUF file to the flash format.",
     "ls": "List the models on this computer.",
     "show": "Describe a model.",
