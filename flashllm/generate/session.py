@@ -13,7 +13,7 @@ from flashllm.generate.meter import Meter
 from flashllm.generate.prompt import PromptEncoder
 from flashllm.generate.sampling import Sampler, SamplingParams
 from flashllm.generate.template import Message
-from flashllm.generate.tokenizer import Tokenizer
+from flashllm.generate.tokenizer import StreamDecoder, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class SessionState:
         prompt = self.model.tokenizer.encode(text, special=True, add_bos=True)
         if not prompt:
             raise InvalidInput("the prompt is empty; there is nothing to continue")
-        return self._generate(prompt, call)
+        return self._generate(prompt, call, self.model.tokenizer.stream(after=prompt))
 
     def undo(self) -> str:
         """Withdraw the last user message, return it, and drop what followed.
@@ -145,14 +145,17 @@ class SessionState:
                 "let it continue raw text instead (`flashllm run --raw`)"
             )
         pieces: list[str] = []
-        for event in self._generate(self.model.prompts.encode(asked), call):
+        prompt = self.model.prompts.encode(asked)
+        for event in self._generate(prompt, call, self.model.tokenizer.stream()):
             if isinstance(event, Token):
                 pieces.append(event.text)
             elif isinstance(event, Done):
                 self.messages = (*asked, Message("assistant", "".join(pieces)))
             yield event
 
-    def _generate(self, prompt: list[int], call: Call) -> Generator[Event, None, None]:
+    def _generate(
+        self, prompt: list[int], call: Call, words: StreamDecoder
+    ) -> Generator[Event, None, None]:
         cached = self._rewind(prompt)
         meter = Meter(call.started, len(prompt), cached)
         sampler = Sampler(call.params, prompt)
@@ -175,7 +178,6 @@ class SessionState:
             on_prefill=on_prefill,
             on_layer=lambda done, total: call.check(),
         )
-        words = self.model.tokenizer.stream()
         try:
             reason = yield from generate_text(ids, words, call.params.stop, on_token)
         except Exception:

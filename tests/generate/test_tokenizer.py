@@ -171,7 +171,7 @@ def test_every_pre_tokeniser_keeps_the_text(pre: str, text: str, tmp_path: Path)
     [
         ({"tokenizer.ggml.pre": "no-such"}, UnsupportedModel),
         ({"tokenizer.ggml.pre": 7}, CorruptModel),
-        ({"tokenizer.ggml.model": "t5"}, UnsupportedModel),
+        ({"tokenizer.ggml.model": "bert"}, UnsupportedModel),
         ({"tokenizer.ggml.model": None}, CorruptModel),
         ({"tokenizer.ggml.tokens": []}, CorruptModel),
         ({"tokenizer.ggml.tokens": "abc"}, CorruptModel),
