@@ -15,8 +15,9 @@ def matrix_dtypes(source: Source, wanted: str, codec: str) -> dict[str, str]:
     and up share the wider of theirs, since one kernel reads both. In codec "row" down has it too:
     a neuron's record is one stream. Raises UnsupportedModel for tensors without arithmetic.
     """
+    kept = {role: _kept(source, role) for role in source.shapes}  # of vectors too: it checks them
     dtypes = {
-        role: wanted if wanted != "keep" else _kept(source, role)
+        role: kept[role] if wanted == "keep" else wanted
         for role, shape in source.shapes.items()
         if len(shape) == 2
     }

@@ -69,8 +69,10 @@ def wider(a: str, b: str) -> str:
 def exact(raw: Bytes, dtype: str) -> Floats:
     """The weights that rows of a tensor, uint8 [rows, bytes of a row], stand for: [rows, cols].
 
-    Those of a damaged file may be infinite or NaN. Temporaries take a few times the result.
+    Those of a damaged file may be infinite or NaN. Temporaries take a few times the result. Raises
+    UnsupportedModel for types without arithmetic.
     """
+    kept_dtype(dtype, "a tensor")
     if dtype in _PLAIN:
         weights: Floats = raw.view(_PLAIN[dtype]).astype(np.float32, copy=False)
         return weights
