@@ -221,9 +221,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Granite",
         {
             "tie_word_embeddings": True,
-            "embedding_multiplier": 12.0,
-            "residual_multiplier": 0.22,
-            "attention_multiplier": 0.03125,
+            "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.3,
             "logits_scaling": 2.0,
             "rms_norm_eps": 1e-5,
         },

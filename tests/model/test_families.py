@@ -223,6 +223,9 @@ def test_falcon_keys_have_older_names():
     older = {"n_head": 4, "n_layer": 4, "num_attention_heads": GONE, "num_hidden_layers": GONE}
     older["architectures"] = ["RWForCausalLM"]
     assert from_hf("falcon-7b", **older).config == from_hf("falcon-7b").config
+    # The published ones do not state the context.
+    made = from_hf("falcon-7b", max_position_embeddings=GONE).config
+    assert made.context_length == 2048
 
 
 def test_tensors_go_by_other_prefixes():

@@ -84,18 +84,20 @@ def hf_config(
     norm: NormSpec | None = None,
     attention: AttentionSpec | None = None,
     ffn: FFNSpec | None = None,
+    context: int | None = None,
     tied: bool = False,
     **fields: Any,
 ) -> ModelConfig:
     """As gguf_config, of Hugging Face's Llama-like config.json.
 
-    tied: whether the head is the embedding where tie_word_embeddings is not said.
+    context and tied hold where max_position_embeddings and tie_word_embeddings are not said; tied:
+    whether the head is the embedding.
     """
     return ModelConfig(
         family=family,
         hidden_size=keys.integer("hidden_size"),
         vocab_size=keys.integer("vocab_size"),
-        context_length=hf_context(keys),
+        context_length=hf_context(keys, context),
         norm=norm or hf_rms(keys),
         attention=attention or hf_attention(keys),
         ffn=ffn or hf_ffn(keys),

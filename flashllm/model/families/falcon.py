@@ -21,6 +21,9 @@ from flashllm.model.families.places import QKV, by_head, stacked
 from flashllm.model.families.rope import gguf_rope, hf_rope
 from flashllm.model.specs import BlockSpec, FFNSpec, LayerKind, NormSpec
 
+CONTEXT = 2048
+"""Of those that do not state one (transformers, FalconConfig)."""
+
 
 def config_from_gguf(keys: GGUFKeys) -> ModelConfig:
     """Translate GGUF's falcon.* keys. Raises CorruptModel or UnsupportedModel."""
@@ -61,6 +64,7 @@ def config_from_hf(keys: HFKeys) -> ModelConfig:
             gated=False,
             bias=bias,
         ),
+        context=CONTEXT,
         tied=True,
         block=BlockSpec(parallel=parallel, shared_norm=parallel and norms == 1),
     )

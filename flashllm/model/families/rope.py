@@ -46,9 +46,9 @@ def hf_rope(
         ) from None
 
 
-def hf_context(keys: HFKeys) -> int:
+def hf_context(keys: HFKeys, default: int | None = None) -> int:
     """Tokens the model was made for; YaRN states what it was before scaling, or after."""
-    context = keys.integer("max_position_embeddings")
+    context = keys.integer("max_position_embeddings", default)
     given = _parameters(keys, "full_attention")
     if _kind(given) != "yarn" or given.get("original_max_position_embeddings") is None:
         return context
