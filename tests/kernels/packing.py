@@ -87,19 +87,20 @@ def tile_matrix(w, per_unit):
 
 
 def tile_ffn(gate, up, down, per_unit):
-    """(TileFFN, owners): gate, up [neurons, width]; down [width, neurons]."""
+    """(TileFFN, owners): gate (or None), up [neurons, width]; down [width, neurons]."""
     units = []
-    for first in range(0, gate.rows, 32 * per_unit):
+    for first in range(0, up.rows, 32 * per_unit):
         unit = b""
         for block in range(first, first + 32 * per_unit, 32):
-            for matrix in (gate, up):
+            for matrix in (gate, up) if gate else (up,):
                 unit += panel(matrix, block) + panel(matrix, block + 16)
         for row in range(0, down.rows, 16):
             for block in range(first, first + 32 * per_unit, 32):
                 unit += tile(down, row, block)
         units.append(unit)
     owners, table = place(units)
-    return TileFFN(gate.dtype, down.dtype, gate.cols, gate.rows, per_unit, table), owners
+    gated = gate is not None
+    return TileFFN(up.dtype, down.dtype, up.cols, up.rows, per_unit, table, gated), owners
 
 
 def row_part(w, n):
@@ -124,7 +125,7 @@ def row_part(w, n):
 
 
 def row_ffn(gate, up, down_t, neurons):
-    """(RowFFN of the given neuron ids, owners): all three matrices [neurons, width]."""
-    units = [row_part(gate, n) + row_part(up, n) + row_part(down_t, n) for n in neurons]
-    owners, table = place(units)
-    return RowFFN(gate.dtype, gate.cols, table), owners
+    """(RowFFN of the given neuron ids, owners): matrices [neurons, width]; gate may be None."""
+    matrices = (gate, up, down_t) if gate else (up, down_t)
+    owners, table = place([b"".join(row_part(w, n) for w in matrices) for n in neurons])
+    return RowFFN(up.dtype, up.cols, table, gate is not None), owners

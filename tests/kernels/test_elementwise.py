@@ -1,59 +1,14 @@
-"""Norms, positions, embeddings and attention against their twins; half conversion, every value."""
+"""Embeddings, rotary positions, quantising, caps and copies against their twins."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from comparing import both, relative
 from packing import DTYPES, Quantized, tile_matrix
 
-from flashllm import kernels
-from flashllm.cache.kv import Sequence
-from flashllm.kernels.weights import Activations, FineActivations, KVRows, Scoring, padded
+from flashllm.kernels.weights import Activations, FineActivations, padded
 from flashllm.layers.rope import RopeTable
-
-
-@pytest.fixture(scope="module")
-def cpu():
-    backend = kernels.load("cpu", threads=2)
-    yield backend
-    backend.close()
-
-
-@pytest.fixture(scope="module")
-def twin():
-    return kernels.load("reference")
-
-
-def both(cpu, twin, rows, record):
-    """Results of record(program) -> array on both backends, after one run of `rows`."""
-    results = []
-    for backend in (cpu, twin):
-        program = backend.program(rows)
-        result = record(program)
-        program.run(rows)
-        results.append(result[:rows].copy())
-    return results
-
-
-def relative(a, b):
-    return np.abs(a - b).max() / np.abs(b).max()
-
-
-@pytest.mark.parametrize("width", [32, 100, 576])
-def test_rms_norm(cpu, twin, width):
-    rng = np.random.default_rng(1)
-    x = np.zeros((5, padded(width)), np.float32)
-    x[:, :width] = rng.standard_normal((5, width)) * 30
-    weight = rng.standard_normal(width).astype(np.float32)
-
-    def record(program):
-        out = np.zeros_like(x)
-        program.rms_norm(x, weight, 1e-5, out)
-        return out
-
-    ours, theirs = both(cpu, twin, 5, record)
-    assert relative(ours, theirs) < 1e-6
-    assert not ours[:, width:].any()
 
 
 @pytest.mark.parametrize("magnitude", [1e-38, 1e-3, 1.0, 1e30])
@@ -116,6 +71,42 @@ def test_rope_rotates_and_keeps_lengths(cpu, twin, style):
     assert relative(*lengths) < 1e-6
 
 
+@pytest.mark.parametrize("style", ["interleaved", "half"])
+def test_rope_turns_the_first_elements_of_wider_heads(cpu, twin, style):
+    rng = np.random.default_rng(8)
+    table = RopeTable(40, 5, theta=100.0, dims=20, style=style, magnitude=1.5)
+    table.prepare(np.arange(35, 40), np.full(5, 40))
+    start = rng.standard_normal((5, 192)).astype(np.float32)
+
+    def record(program):
+        x = start.copy()
+        table.record(program, x, 3, 48)
+        return x
+
+    ours, theirs = both(cpu, twin, 5, record)
+    assert relative(ours, theirs) < 1e-6
+    before, after = (x[:, :144].reshape(5, 3, 48) for x in (start, ours))
+    assert np.array_equal(after[..., 20:], before[..., 20:])
+    assert np.array_equal(ours[:, 144:], start[:, 144:])
+    lengths = [np.linalg.norm(x[..., :20], axis=2) for x in (after, before)]
+    assert relative(lengths[0], 1.5 * lengths[1]) < 1e-6
+
+
+def test_rope_tables_of_two_lengths():
+    options = {"theta": 50.0, "dims": 4, "style": "half"}
+    both_kinds = RopeTable(600, 3, **options, divisors=(2, 3), long_after=500, long_divisors=(5, 7))
+    both_kinds.prepare(np.array([599, 3, 1]), np.array([501, 500, 501]))
+    assert both_kinds.rows.tolist() == [1199, 3, 601]
+    for divisors, first in (((2, 3), 0), ((5, 7), 600)):
+        alone = RopeTable(600, 1, **options, divisors=divisors)
+        alone.prepare(np.array([599]), np.array([600]))
+        last = 256 if first == 0 else 600
+        for ours, theirs in ((both_kinds.cos, alone.cos), (both_kinds.sin, alone.sin)):
+            assert np.array_equal(ours[first : first + last], theirs[:last])
+    angle = 599 / 50.0**0.5 / 7
+    assert both_kinds.cos[1199, 1] == np.float32(np.cos(angle))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_embed_reads_rows(cpu, dtype):
     rng = np.random.default_rng(4)
@@ -129,77 +120,46 @@ def test_embed_reads_rows(cpu, dtype):
     assert np.allclose(out[:, :96], w.dense()[tokens], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_attention_matches_its_twin_over_two_sequences(cpu, twin, dtype):
-    rng = np.random.default_rng(5)
-    heads, kv_heads, dim, layers = 6, 2, 32, 2
-    owners = [Sequence(layers, kv_heads, dim, 64, np.dtype(dtype)) for _ in range(2)]
-    history = 41
-    kv = KVRows(history, kv_heads, dim, np.dtype(dtype))
-    keys = rng.standard_normal((history, 64)).astype(np.float32)
-    values = rng.standard_normal((history, 64)).astype(np.float32)
-    for owner in owners:
-        kv.table[:] = owner.addresses()
-        program = cpu.program(history)
-        program.write_kv(keys, values, 1, np.arange(history), kv)
-        program.run(history)
-        keys, values = -keys, values * 2
-
-    rows = KVRows(4, kv_heads, dim, np.dtype(dtype))
-    rows.table[:] = [owners[i].addresses() for i in (0, 1, 0, 1)]
-    positions = np.array([0, 15, 16, 40], np.int64)
-    queries = rng.standard_normal((4, 192)).astype(np.float32) * 3
+def test_embed_scales_and_adds(cpu, twin):
+    rng = np.random.default_rng(9)
+    w = Quantized(rng, 33, 40, "f16")
+    weight, _owners = tile_matrix(w, per_unit=2)
+    indices = np.array([32, 0, 16], np.int64)
+    first = rng.standard_normal((3, 64)).astype(np.float32)
 
     def record(program):
-        out = np.zeros((4, 192), np.float32)
-        program.attend(queries, heads, Scoring(dim**-0.5), 1, positions, rows, out)
+        out = first.copy()
+        program.embed(indices, weight, out, scale=3.5)
+        program.embed(indices, weight, out, accumulate=True)
         return out
 
-    ours, theirs = both(cpu, twin, 4, record)
-    assert relative(ours, theirs) < 1e-5
-    # At position 0 there is one key: the result is its value.
-    assert np.allclose(np.abs(ours[0, :32]), np.abs(values[0, :32]) / 4, rtol=1e-3)
+    ours, theirs = both(cpu, twin, 3, record)
+    assert relative(ours, theirs) < 1e-6
+    assert np.allclose(ours[:, :40], 4.5 * w.dense()[indices], rtol=1e-6)
+    assert np.array_equal(ours[:, 40:], first[:, 40:])
 
 
-def test_attention_survives_scores_far_apart(cpu):
-    dim = 16
-    owner = Sequence(1, 1, dim, 32, np.dtype(np.float16))
-    kv = KVRows(32, 1, dim, np.dtype(np.float16))
-    kv.table[:] = owner.addresses()
-    keys = np.zeros((32, 64), np.float32)
-    keys[:, 0] = np.linspace(-60000, 60000, 32)
-    values = np.zeros((32, 64), np.float32)
-    values[:, 0] = np.arange(32)
-    queries = np.zeros((32, 64), np.float32)
-    queries[:, 0] = 100
-    out = np.zeros((32, 64), np.float32)
-    program = cpu.program(32)
-    program.write_kv(keys, values, 0, np.arange(32), kv)
-    program.attend(queries, 1, Scoring(1.0), 0, np.arange(32), kv, out)
-    program.run(32)
-    assert np.allclose(out[:, 0], np.arange(32), atol=1e-6)
+def test_soft_cap_is_a_tanh_at_every_size(cpu, twin):
+    """Also near 0, where 1 - 2 / (e^2x + 1) would cancel, and where e^2x would overflow."""
+    sizes = np.geomspace(1e-12, 1e4, 4000)
+    x = np.concatenate([-sizes, sizes]).astype(np.float32).reshape(25, 320)
+
+    def record(program):
+        out = x.copy()
+        program.soft_cap(out, 320, 30.0)
+        return out
+
+    ours, theirs = both(cpu, twin, 25, record)
+    exact = 30 * np.tanh(x.astype(np.float64) / 30)
+    for result in (ours, theirs):
+        assert (np.abs(result - exact) <= 4e-7 * np.abs(exact)).all()
 
 
-def test_every_half_survives_the_cache(cpu):
-    """All finite float16 values, and the rounding of floats between them, as numpy does it."""
-    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    finite = halves[np.isfinite(halves)].astype(np.float32)
-    between = (finite[1:] + finite[:-1]) / 2
-    beyond = np.array([1e9, -1e9, 65519, 65520, 1e-9], np.float32)
-    numbers = np.concatenate([finite, between, np.nextafter(between, np.inf), beyond])
-    dim = 16
-    rows = -(-len(numbers) // dim)
-    values = np.zeros((rows, 64), np.float32)
-    values[:, :dim] = np.resize(numbers, (rows, dim))
-    owner = Sequence(1, 1, dim, rows, np.dtype(np.float16))
-    kv = KVRows(rows, 1, dim, np.dtype(np.float16))
-    kv.table[:] = owner.addresses()
-    program = cpu.program(rows)
-    program.write_kv(values, values, 0, np.arange(rows), kv)
-    program.run(rows)
-    owner.length = rows
-    saved = owner.export()
-    expected = np.clip(values[:, :dim], -65504, 65504).astype(np.float16)
-    assert np.array_equal(saved["values"][0, 0], expected)
-    by_position = saved["keys"][0, 0].transpose(0, 2, 1).reshape(-1, dim)[:rows]
-    assert np.array_equal(by_position, expected)
+def test_copy_takes_the_rows_asked_for(cpu):
+    x = np.random.default_rng(10).standard_normal((4, 128)).astype(np.float32)
+    out = np.zeros((4, 64), np.float32)
+    program = cpu.program(4)
+    program.copy(x, 40, out)
+    program.run(3)
+    assert np.array_equal(out[:3, :40], x[:3, :40])
+    assert not out[3].any() and not out[:, 48:].any()

@@ -1,0 +1,186 @@
+"""Attention against its twin, whatever is seen and however it is scored; every half, stored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from comparing import both, relative
+
+from flashllm import kernels
+from flashllm.cache.kv import Sequence
+from flashllm.errors import InvalidInput
+from flashllm.kernels.weights import KVRows, Scoring
+
+SCORINGS = {
+    "plain": Scoring(0.2),
+    "window of 1": Scoring(0.2, window=1),
+    "window of 15": Scoring(0.2, window=15),
+    "window of 16": Scoring(0.2, window=16),
+    "window of 17": Scoring(0.2, window=17),
+    "window of 40": Scoring(0.2, window=40),
+    "window beyond all": Scoring(0.2, window=1 << 40),
+    "cap": Scoring(0.2, soft_cap=0.7),
+    "slopes": Scoring(0.2, slopes=(1.0, 0.5, 0.25, 0.0625)),
+    "all of it": Scoring(0.2, window=23, soft_cap=2.0, slopes=(1.0, 0.5, 0.25, 0.0625)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_attention_matches_its_twin_over_two_sequences(cpu, twin, dtype):
+    rng = np.random.default_rng(5)
+    heads, kv_heads, dim, layers = 6, 2, 32, 2
+    owners = [Sequence(layers, kv_heads, dim, 64, np.dtype(dtype)) for _ in range(2)]
+    history = 41
+    kv = KVRows(history, kv_heads, dim, np.dtype(dtype))
+    keys = rng.standard_normal((history, 64)).astype(np.float32)
+    values = rng.standard_normal((history, 64)).astype(np.float32)
+    for owner in owners:
+        kv.table[:] = owner.addresses()
+        program = cpu.program(history)
+        program.write_kv(keys, values, 1, np.arange(history), kv)
+        program.run(history)
+        keys, values = -keys, values * 2
+
+    rows = KVRows(4, kv_heads, dim, np.dtype(dtype))
+    rows.table[:] = [owners[i].addresses() for i in (0, 1, 0, 1)]
+    positions = np.array([0, 15, 16, 40], np.int64)
+    queries = rng.standard_normal((4, 192)).astype(np.float32) * 3
+
+    def record(program):
+        out = np.zeros((4, 192), np.float32)
+        program.attend(queries, heads, Scoring(dim**-0.5), 1, positions, rows, out)
+        return out
+
+    ours, theirs = both(cpu, twin, 4, record)
+    assert relative(ours, theirs) < 1e-5
+    # At position 0 there is one key: the result is its value.
+    assert np.allclose(np.abs(ours[0, :32]), np.abs(values[0, :32]) / 4, rtol=1e-3)
+
+
+def test_attention_survives_scores_far_apart(cpu):
+    dim = 16
+    owner = Sequence(1, 1, dim, 32, np.dtype(np.float16))
+    kv = KVRows(32, 1, dim, np.dtype(np.float16))
+    kv.table[:] = owner.addresses()
+    keys = np.zeros((32, 64), np.float32)
+    keys[:, 0] = np.linspace(-60000, 60000, 32)
+    values = np.zeros((32, 64), np.float32)
+    values[:, 0] = np.arange(32)
+    queries = np.zeros((32, 64), np.float32)
+    queries[:, 0] = 100
+    out = np.zeros((32, 64), np.float32)
+    program = cpu.program(32)
+    program.write_kv(keys, values, 0, np.arange(32), kv)
+    program.attend(queries, 1, Scoring(1.0), 0, np.arange(32), kv, out)
+    program.run(32)
+    assert np.allclose(out[:, 0], np.arange(32), atol=1e-6)
+
+
+def test_every_half_survives_the_cache(cpu):
+    """All finite float16 values, and the rounding of floats between them, as numpy does it."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)].astype(np.float32)
+    between = (finite[1:] + finite[:-1]) / 2
+    beyond = np.array([1e9, -1e9, 65519, 65520, 1e-9], np.float32)
+    numbers = np.concatenate([finite, between, np.nextafter(between, np.inf), beyond])
+    dim = 16
+    rows = -(-len(numbers) // dim)
+    values = np.zeros((rows, 64), np.float32)
+    values[:, :dim] = np.resize(numbers, (rows, dim))
+    owner = Sequence(1, 1, dim, rows, np.dtype(np.float16))
+    kv = KVRows(rows, 1, dim, np.dtype(np.float16))
+    kv.table[:] = owner.addresses()
+    program = cpu.program(rows)
+    program.write_kv(values, values, 0, np.arange(rows), kv)
+    program.run(rows)
+    owner.length = rows
+    saved = owner.export()
+    expected = np.clip(values[:, :dim], -65504, 65504).astype(np.float16)
+    assert np.array_equal(saved["values"][0, 0], expected)
+    by_position = saved["keys"][0, 0].transpose(0, 2, 1).reshape(-1, dim)[:rows]
+    assert np.array_equal(by_position, expected)
+
+
+HEADS, KV_HEADS, DIM, COUNT = 4, 2, 16, 100
+
+
+@pytest.fixture(scope="module")
+def history(cpu):
+    """Two sequences of 100 positions that differ, and queries for each position."""
+    rng = np.random.default_rng(11)
+    owners = [Sequence(1, KV_HEADS, DIM, COUNT, np.dtype(np.float32)) for _ in range(2)]
+    for owner in owners:
+        kv = KVRows(COUNT, KV_HEADS, DIM, np.dtype(np.float32))
+        kv.table[:] = owner.addresses()
+        keys, values = rng.standard_normal((2, COUNT, 64)).astype(np.float32)
+        program = cpu.program(COUNT)
+        program.write_kv(keys, values, 0, np.arange(COUNT), kv)
+        program.run(COUNT)
+    return owners, rng.standard_normal((COUNT, 64)).astype(np.float32) * 3
+
+
+def attend(backend, history, scoring, rows):
+    """Results [rows, 64] of (owner, position) pairs in one step."""
+    owners, queries = history
+    kv = KVRows(len(rows), KV_HEADS, DIM, np.dtype(np.float32))
+    kv.table[:] = [owners[owner].addresses() for owner, _ in rows]
+    positions = np.array([position for _, position in rows], np.int64)
+    out = np.full((len(rows), 64), np.nan, np.float32)
+    program = backend.program(len(rows))
+    here = np.ascontiguousarray(queries[positions])
+    program.attend(here, HEADS, scoring, 0, positions, kv, out)
+    program.run(len(rows))
+    return out
+
+
+@pytest.mark.parametrize("name", SCORINGS)
+def test_every_scoring_matches_its_twin(cpu, twin, history, name):
+    rows = [(0, p) for p in range(COUNT)]
+    ours, theirs = (attend(backend, history, SCORINGS[name], rows) for backend in (cpu, twin))
+    assert relative(ours, theirs) < 3e-6
+
+
+@pytest.mark.parametrize("name", SCORINGS)
+def test_a_row_does_not_depend_on_its_company_or_on_threads(history, name):
+    """Bitwise: alone, in fours of one sequence, among others, on 1 to 3 threads."""
+    scoring = SCORINGS[name]
+    backends = [kernels.load("cpu", threads) for threads in (1, 2, 3)]
+    alone = np.concatenate([attend(backends[0], history, scoring, [(0, p)]) for p in range(COUNT)])
+    other = attend(backends[0], history, scoring, [(1, COUNT - 1)])
+    for backend in backends:
+        together = attend(backend, history, scoring, [(0, p) for p in range(COUNT)])
+        assert np.array_equal(together, alone)
+        shifted = attend(backend, history, scoring, [(0, p) for p in range(3, COUNT)])
+        assert np.array_equal(shifted, alone[3:])
+        mixed = [(0, 30), (0, 31), (1, COUNT - 1), (0, 32), *((0, p) for p in range(60, 71))]
+        got = attend(backend, history, scoring, mixed)
+        assert np.array_equal(got[2], other[0])
+        assert np.array_equal(np.delete(got, 2, axis=0), alone[[30, 31, 32, *range(60, 71)]])
+    for backend in backends:
+        backend.close()
+
+
+def test_windows_hide_what_is_before_them(cpu, history):
+    """The result is bitwise the same whatever the hidden keys and values are."""
+    owners, queries = history
+    scoring, at = Scoring(0.2, window=20), 57
+    before = attend(cpu, history, scoring, [(0, at)])
+    changed = Sequence(1, KV_HEADS, DIM, COUNT, np.dtype(np.float32))
+    owners[0].length = COUNT
+    saved = owners[0].export()
+    saved["values"][:, :, : at - 19] = 5
+    saved["values"][:, :, at + 1 :] = 7
+    changed.restore(saved)
+    after = attend(cpu, ([changed], queries), scoring, [(0, at)])
+    assert np.array_equal(after, before)
+    saved["values"][:, :, at - 19] = 9
+    changed.restore(saved)
+    assert not np.array_equal(attend(cpu, ([changed], queries), scoring, [(0, at)]), before)
+
+
+def test_impossible_scorings_are_refused(cpu, history):
+    for options in ({"window": 0}, {"soft_cap": 0.0}, {"soft_cap": float("nan")}):
+        with pytest.raises(InvalidInput):
+            Scoring(1.0, **options)
+    with pytest.raises(InvalidInput, match="3 slopes for 4 heads"):
+        attend(cpu, history, Scoring(1.0, slopes=(1.0, 1.0, 1.0)), [(0, 1)])
