@@ -1,4 +1,4 @@
-"""The rows of a tensor, as its file has them, to weights: exactly, or in a dtype that keeps them."""
+"""Rows of a tensor, as its file has them, to weights: exactly, or in a dtype that keeps them."""
 
 from __future__ import annotations
 
