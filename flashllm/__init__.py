@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flashllm import errors
-    from flashllm.api import load, pull
+    from flashllm.api import load, plan, pull
     from flashllm.errors import FlashError
     from flashllm.generate.events import Done, Prefill, Stats, Token
     from flashllm.llm import LLM, Message, Session
+    from flashllm.model.plan import Plan
 
 _HOMES = {
     "Done": "flashllm.generate.events",
@@ -24,7 +25,9 @@ _HOMES = {
     "Session": "flashllm.llm",
     "Stats": "flashllm.generate.events",
     "Token": "flashllm.generate.events",
+    "Plan": "flashllm.model.plan",
     "load": "flashllm.api",
+    "plan": "flashllm.api",
     "pull": "flashllm.api",
 }
 
@@ -33,12 +36,14 @@ __all__ = [
     "Done",
     "FlashError",
     "Message",
+    "Plan",
     "Prefill",
     "Session",
     "Stats",
     "Token",
     "errors",
     "load",
+    "plan",
     "pull",
 ]
 

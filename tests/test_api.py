@@ -14,8 +14,8 @@ import flashllm
 
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 NAMES = [
-    "LLM", "Done", "FlashError", "Message", "Prefill", "Session", "Stats", "Token", "errors",
-    "load", "pull",
+    "LLM", "Done", "FlashError", "Message", "Plan", "Prefill", "Session", "Stats", "Token",
+    "errors", "load", "plan", "pull",
 ]  # fmt: skip
 
 

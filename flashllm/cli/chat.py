@@ -52,19 +52,22 @@ def command(
     from flashllm.cli.figures import reply_line
     from flashllm.cli.output import print_reply
     from flashllm.cli.settings import Settings
+    from flashllm.hub.recommended import recommended
 
-    with Report() as report, opening.open_llm(engine, report) as llm:
-        report.clear()
-        settings = Settings(sampling, opening.recommended(llm))
-        session = opening.open_session(llm, session_file, system)
-        if interactive:
-            session = converse(llm, session, settings)
-        else:
-            done = print_reply(session.stream(message, **settings.sampling()), report)
-            if stats:
-                click.echo(reply_line(done.stats, llm.mem_budget), err=True)
-        if session_file:
-            session.save(session_file)
+    with Report() as report:
+        path = opening.locate(engine.model, engine.offline, report)
+        settings = Settings(sampling, recommended(path))
+        with opening.open_llm(path, engine, report) as llm:
+            report.clear()
+            session = opening.open_session(llm, session_file, system)
+            if interactive:
+                session = converse(llm, session, settings)
+            else:
+                done = print_reply(session.stream(message, **settings.sampling()), report)
+                if stats:
+                    click.echo(reply_line(done.stats, llm.mem_budget), err=True)
+            if session_file:
+                session.save(session_file)
 
 
 def read_stdin() -> str:

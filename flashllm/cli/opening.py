@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from flashllm import api, machine
 from flashllm.cli.options import EngineOptions
 from flashllm.cli.report import Report
-from flashllm.hub import manifests
 from flashllm.kernels import jit
 from flashllm.llm import LLM, Session
 
 
-def open_llm(options: EngineOptions, report: Report) -> LLM:
-    """The model of the flags, in memory. Raises what finding, fetching and loading raise."""
-    path = locate(options.model, options.offline, report)
+def open_llm(path: Path, options: EngineOptions, report: Report) -> LLM:
+    """The model in the folder `path`, in memory. Raises what loading raises."""
     say_if_compiling(options.backend, report)
     report.stage("loading")
     return LLM.open(
@@ -24,13 +21,13 @@ def open_llm(options: EngineOptions, report: Report) -> LLM:
         threads=options.threads,
         backend=options.backend,
         n_ctx=options.ctx_size,
-        on_progress=report.progress,
+        on_progress=report.bytes,
     )
 
 
 def locate(model: str, offline: bool, report: Report) -> Path:
-    """The folder of `model`, fetched and converted first if it is a known one that is not here."""
-    return api.pull(model, offline=offline, on_progress=report.progress, on_message=report.message)
+    """The folder of `model`, in the flash format: fetched or converted first, if need be."""
+    return api.pull(model, offline=offline, on_progress=report.bytes, on_message=report.message)
 
 
 def memory_limit(options: EngineOptions) -> int | str:
@@ -42,12 +39,6 @@ def say_if_compiling(backend: str, report: Report) -> None:
     """The first run ever compiles the kernels, which takes long enough to look like a hang."""
     if backend == "cpu" and not jit.kernels_are_compiled():
         report.message("compiling kernels for this machine (once, 5 to 30 s)")
-
-
-def recommended(llm: LLM) -> Mapping[str, float]:
-    """The sampling settings that the model's manifest recommends, if it is a known one."""
-    manifest = manifests.find(llm.name)
-    return manifest.recommended if manifest else {}
 
 
 def open_session(llm: LLM, file: Path | None, system: str | None) -> Session:

@@ -64,7 +64,9 @@ _MODEL = click.option(
     "--model",
     default=DEFAULT_MODEL,
     metavar="MODEL",
-    help=f"A model's name in the store, or the folder of one. [default: {DEFAULT_MODEL}]",
+    help="A name in the store or of a known model, OWNER/NAME[:QUANT] of the Hugging Face hub, a "
+    "GGUF file, or a folder: what is not here is fetched, what is in another format is converted "
+    f"to the store, once. [default: {DEFAULT_MODEL}]",
 )
 _MEM = click.option(
     "--mem",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
+from flashllm.sizes import format_size
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -19,7 +21,8 @@ _LINE_EVERY_S = 10.0
 class Report:
     """Tells what is going on. Use it in a `with`, so that an unfinished bar is cleared.
 
-    message(text) starts a stage; progress(done, total) then counts it, in any unit.
+    message(text) starts a stage; progress(done, total) then counts it, in any unit, or
+    bytes(done, total), which is shown as sizes.
     """
 
     def __init__(self, quiet: bool = False, terminal: bool | None = None):
@@ -42,10 +45,11 @@ class Report:
         self.clear()
 
     def message(self, text: str) -> None:
-        """Say what happens next; its first word names the stage."""
+        """Say what happens next; its first word names the stage. Sentences end in a full stop."""
         self.stage(text.split()[0])
         if not self.quiet:
-            click.secho(f"{text} ...", err=True, dim=self.terminal)
+            ending = "" if text.endswith(".") else " ..."
+            click.secho(f"{text}{ending}", err=True, dim=self.terminal)
 
     def stage(self, name: str) -> None:
         """Begin a stage without a word: it shows only if it takes a while."""
@@ -55,6 +59,13 @@ class Report:
 
     def progress(self, done: int, total: int) -> None:
         """How far the stage is, as done of total."""
+        self._show(done, total, False)
+
+    def bytes(self, done: int, total: int) -> None:
+        """How far the stage is, as bytes done of bytes in all."""
+        self._show(done, total, True)
+
+    def _show(self, done: int, total: int, sizes: bool) -> None:
         if self.quiet or total <= 0:
             return
         if self._bar is not None and self._task is not None:
@@ -62,12 +73,13 @@ class Report:
         elif time.monotonic() < self._next:
             return
         elif self.terminal:
-            self._bar = _new_bar()
+            self._bar = _new_bar(sizes)
             self._task = self._bar.add_task(self._stage, completed=done, total=total)
             self._bar.start()
         else:
             self._next = time.monotonic() + _LINE_EVERY_S
-            click.echo(f"{self._stage}: {100 * done // total} %", err=True)
+            of = f" of {format_size(total)}" if sizes else ""
+            click.echo(f"{self._stage}: {100 * done // total} %{of}", err=True)
 
     def clear(self) -> None:
         """Take the bar off the screen."""
@@ -76,20 +88,23 @@ class Report:
         self._bar = self._task = None
 
 
-def _new_bar() -> Progress:
+def _new_bar(sizes: bool) -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        DownloadColumn,
         Progress,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
+        TransferSpeedColumn,
     )
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
+        *([DownloadColumn(), TransferSpeedColumn()] if sizes else []),
         TimeRemainingColumn(),
         console=Console(stderr=True, force_terminal=True),
         transient=True,

@@ -15,14 +15,26 @@ from flashllm.hub import store
 @model_argument
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def command(model: str, yes: bool) -> None:
-    """Remove MODEL from the store. Asks first; other folders are never touched."""
+    """Remove MODEL from the store. Asks first; other folders are never touched.
+
+    OWNER/NAME of a repository whose download was interrupted removes what came of it.
+    """
     path = store.in_store(model)
-    if path is None:
+    unfinished = [
+        item
+        for item in store.list_unfinished()
+        if path is None and item.repo.casefold() == model.partition(":")[0].casefold()
+    ]
+    if path is None and not unfinished:
         raise ModelNotFound(f"no model {model!r} in {store.models_dir()}; see `flashllm ls`")
+    what = path or unfinished[0].path
     if not yes:
         if not sys.stdin.isatty():
-            raise InvalidInput(f"refusing to remove {path} without asking; say -y if you mean it")
-        if not click.confirm(f"Remove {path}?", err=True):
+            raise InvalidInput(f"refusing to remove {what} without asking; say -y if you mean it")
+        if not click.confirm(f"Remove {what}?", err=True):
             raise click.Abort
-    store.remove(model)
-    click.echo(f"removed {path}", err=True)
+    if path:
+        store.remove(model)
+    for item in unfinished:
+        store.remove_unfinished(item)
+    click.echo(f"removed {what}", err=True)

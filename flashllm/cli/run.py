@@ -62,20 +62,23 @@ def command(
     from flashllm.cli.figures import reply_line
     from flashllm.cli.output import print_reply
     from flashllm.cli.settings import Settings
+    from flashllm.hub.recommended import recommended
 
-    with Report(quiet=as_json) as report, opening.open_llm(engine, report) as llm:
-        report.clear()
-        options = Settings(sampling, opening.recommended(llm)).sampling()
-        session = opening.open_session(llm, session_file, system)
-        reply = llm.complete(text, **options) if raw else session.stream(text, **options)
-        if as_json:
-            click.echo(json.dumps({"model": llm.name, **collect(reply)}))
-        else:
-            end = print_reply(reply, report)
-            if stats:
-                click.echo(reply_line(end.stats, llm.mem_budget), err=True)
-        if session_file:
-            session.save(session_file)
+    with Report(quiet=as_json) as report:
+        path = opening.locate(engine.model, engine.offline, report)
+        options = Settings(sampling, recommended(path)).sampling()
+        with opening.open_llm(path, engine, report) as llm:
+            report.clear()
+            session = opening.open_session(llm, session_file, system)
+            reply = llm.complete(text, **options) if raw else session.stream(text, **options)
+            if as_json:
+                click.echo(json.dumps({"model": llm.name, **collect(reply)}))
+            else:
+                end = print_reply(reply, report)
+                if stats:
+                    click.echo(reply_line(end.stats, llm.mem_budget), err=True)
+            if session_file:
+                session.save(session_file)
 
 
 def collect(reply: Reply) -> dict[str, Any]:

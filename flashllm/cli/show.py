@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashllm.cli.options import json_option, model_argument
-from flashllm.hub import manifests, store
+from flashllm.hub import store
+from flashllm.hub.origin import read_origin
+from flashllm.hub.recommended import recommended
 from flashllm.model.config import ModelConfig
 from flashllm.sizes import format_size
 
@@ -47,14 +50,14 @@ def command(model: str, template: bool, as_json: bool) -> None:
 
 def facts(path: Path, model: FlashModel) -> dict[str, Any]:
     """What the headers tell, as --json prints it. Sizes in bytes."""
-    manifest = model.manifest
-    known = manifests.find(path.name)
+    manifest, origin = model.manifest, read_origin(path)
     return {
         "name": manifest.name,
         "path": str(path),
         "created_by": manifest.created_by,
         "source": manifest.source,
-        "licence": manifest.licence,
+        "origin": dataclasses.asdict(origin) if origin else None,
+        "licence": manifest.licence or (origin and origin.licence),
         "config": manifest.config,
         "codec": manifest.codec,
         "dtype": manifest.dtype,
@@ -63,7 +66,7 @@ def facts(path: Path, model: FlashModel) -> dict[str, Any]:
         "units": sum(group.units for group in model.groups.values()),
         "unit_bytes": model.unit_bytes,
         "file_bytes": sum(entry.nbytes for entry in manifest.files.values()),
-        "recommended": dict(known.recommended) if known else {},
+        "recommended": dict(recommended(path)),
     }
 
 
@@ -108,6 +111,7 @@ def describe(path: Path, model: FlashModel, template: str | None) -> list[tuple[
         ("folder", told["path"]),
         ("licence", told["licence"] or "not told"),
         ("source", f"{told['source'].get('path')} ({told['source'].get('format')})"),
+        *([("origin", origin.text)] if (origin := read_origin(path)) else []),
         ("family", f"{config.family}, made for {config.context_length} tokens"),
         (
             "shape",

@@ -9,7 +9,7 @@ from pathlib import Path
 from flashllm.formats.hf import CONFIG
 from flashllm.formats.opening import open_checkpoint
 from flashllm.hub import store
-from flashllm.hub.lock import locked
+from flashllm.flash.lock import locked
 from flashllm.hub.origin import Origin, marks_of, read_origin, write_origin
 from flashllm.hub.repository import SIDE_FILES
 from flashllm.hub.workshop import Workshop, check_room
@@ -46,10 +46,10 @@ def stored_foreign(path: Path, workshop: Workshop, dtype: str = "keep") -> Path:
         if _is_current(target, first, marks):  # whoever we waited for has converted it
             return target
         outlook = workshop.plan(path, dtype)
-        workshop.say(outlook.summary)
+        workshop.say(f"{outlook.summary}.")
         check_room(target.parent, outlook.stored_bytes, f"converting {path.name}")
-        changed = "which has changed, " if target.exists() else ""
-        workshop.say(f"converting {path}, {changed}to {target}")
+        changed = ", which has changed," if target.exists() else ""
+        workshop.say(f"converting {path}{changed} to {target}")
         workshop.convert(
             path,
             target,

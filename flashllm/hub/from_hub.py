@@ -17,7 +17,7 @@ from flashllm.formats.hf import INDEX, MAX_INDEX, SINGLE, read_json
 from flashllm.hub import store
 from flashllm.hub.cache import cache_folder, cached_repository, leave_in_cache, snapshot_folder
 from flashllm.hub.download import Downloads, is_weights
-from flashllm.hub.lock import locked
+from flashllm.flash.lock import locked
 from flashllm.hub.origin import Origin, write_origin
 from flashllm.hub.reference import HubReference
 from flashllm.hub.repository import (
@@ -129,7 +129,7 @@ class HubPull:
             f"{len(choice.files)} files, {licence})"
         )
         outlook = self._outlook(downloads, choice)
-        workshop.say(outlook.summary)
+        workshop.say(f"{outlook.summary}.")
         missing = downloads.missing_bytes(choice.files)
         check_room(target.parent, missing + outlook.stored_bytes, f"fetching {self.reference}")
         if missing:
@@ -155,7 +155,7 @@ class HubPull:
         """What the headers tell, read where the files are, or through holes."""
         if not downloads.missing_bytes(choice.files):
             return self.workshop.plan(self._source(downloads, choice), choice.dtype)
-        view = downloads.folder.with_name("headers")
+        view = downloads.folder.parent / "headers" / downloads.folder.name
         try:
             downloads.view(choice.files, view)
             return self.workshop.plan(view / choice.source, choice.dtype)
@@ -163,7 +163,7 @@ class HubPull:
             error.args = (str(error).replace(str(view), self.reference.repo), *error.args[1:])
             raise
         finally:
-            shutil.rmtree(view, ignore_errors=True)
+            shutil.rmtree(view.parent, ignore_errors=True)
 
     def _source(self, downloads: Downloads, choice: Choice) -> Path:
         """Where the files of `choice` lie together: in Hugging Face's cache, or in the workspace.

@@ -16,7 +16,7 @@ class Planned:
     """An Outlook."""
 
     stored_bytes: int = 1000
-    summary: str = "planned: it fits."
+    summary: str = "planned: it fits"
 
 
 class Recorder:

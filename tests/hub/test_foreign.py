@@ -28,7 +28,7 @@ def test_a_file_is_converted_once(gguf: Path) -> None:
     path = locate(gguf, recorder.workshop())
     assert path.parent == store.models_dir()
     assert path.name.startswith("my-model-v1-")
-    assert recorder.messages == ["planned: it fits.", f"converting {gguf}, to {path}"]
+    assert recorder.messages == ["planned: it fits.", f"converting {gguf} to {path}"]
     again = Recorder()
     assert locate(gguf, again.workshop()) == path
     assert locate(path.name, again.workshop()) == path
