@@ -90,6 +90,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["full_attention", "sliding_attention"] * 2,
         },
     ),
+    "gemma": ("Gemma", {"head_dim": 32, "num_key_value_heads": 1}),
     "gemma2": (
         "Gemma2",
         {

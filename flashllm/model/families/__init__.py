@@ -1,4 +1,8 @@
-"""The model families flashllm runs, found by the architecture name a checkpoint carries."""
+"""The model families flashllm runs, found by the architecture name a checkpoint carries.
+
+A new family is a file here, listed in FAMILIES; its tiny models belong into
+tools/family_variants.py, which make the goldens that every family is held to.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from flashllm.errors import CorruptModel, UnsupportedModel
 from flashllm.model.config import ModelConfig
 from flashllm.model.families import (
     falcon,
+    gemma,
     gemma2,
     gemma3,
     gpt_neox,
@@ -34,6 +39,7 @@ FAMILIES: tuple[Family, ...] = (
     smollm3.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
+    gemma.FAMILY,
     gemma2.FAMILY,
     gemma3.FAMILY,
     phi3.FAMILY,
