@@ -6,10 +6,10 @@ import hashlib
 import re
 from pathlib import Path
 
+from flashllm.flash.lock import locked
 from flashllm.formats.hf import CONFIG
 from flashllm.formats.opening import open_checkpoint
 from flashllm.hub import store
-from flashllm.flash.lock import locked
 from flashllm.hub.origin import Origin, marks_of, read_origin, write_origin
 from flashllm.hub.repository import SIDE_FILES
 from flashllm.hub.workshop import Workshop, check_room

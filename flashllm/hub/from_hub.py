@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashllm.errors import CorruptModel, DownloadError, FlashError, ModelNotFound
+from flashllm.flash.lock import locked
 from flashllm.flash.output import write_error
 from flashllm.formats.hf import INDEX, MAX_INDEX, SINGLE, read_json
 from flashllm.hub import store
 from flashllm.hub.cache import cache_folder, cached_repository, leave_in_cache, snapshot_folder
 from flashllm.hub.download import Downloads, is_weights
-from flashllm.flash.lock import locked
 from flashllm.hub.origin import Origin, write_origin
 from flashllm.hub.reference import HubReference
 from flashllm.hub.repository import (

