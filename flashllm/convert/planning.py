@@ -109,13 +109,16 @@ def guess_dtypes(config: ModelConfig, quant: str) -> dict[str, str]:
 
     llama.cpp (src/llama-quant.cpp) gives the head 6 bits or more, and in its _M and _L mixtures
     the values of attention and the outputs of feed-forward networks in every third layer as well
-    as in the first and last eighth. Raises UnsupportedModel.
+    as in the first and last eighth; rows that are no multiple of 256 take types of 32, which keep
+    in q8. Raises UnsupportedModel.
     """
     base = _base(quant)
-    matrices = [role for role, shape in roles(config).items() if len(shape) == 2]
+    matrices = {role: shape for role, shape in roles(config).items() if len(shape) == 2}
     dtypes = dict.fromkeys(matrices, base)
     if quant.lower() == base:  # asked of the converter, which makes no mixtures
         return dtypes
+    if "_K" in quant.upper():
+        dtypes |= {role: wider(base, "q8") for role, shape in matrices.items() if shape[1] % 256}
     head = "embed" if config.tied_head else "output"
     dtypes[head] = wider(base, "q8")
     if quant.upper().endswith(("_K_M", "_K_L")):
