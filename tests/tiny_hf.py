@@ -151,6 +151,15 @@ def with_header(header: bytes, data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
 
 
+def write_header(folder: Path, header: Any, data: bytes = bytes(16)) -> Path:
+    """A folder of config.json and model.safetensors, of this header (JSON, or bytes) and data."""
+    folder.mkdir(exist_ok=True)
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(with_header(text, data))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
 def hf_name(gguf_name: str) -> str:
     """Hugging Face's name of a GGUF tensor of the Llama family."""
     stem = gguf_name.removesuffix(".weight")
