@@ -16,6 +16,7 @@ from flashllm.kernels.cpu import (
     dense,
     elementwise,
     feed_forward,
+    kv_store,
     norms,
 )
 from flashllm.kernels.jit import Op
@@ -176,7 +177,7 @@ class CPUProgram(Program):
     ) -> Encoded:
         words = [*_rows(keys), *_rows(values), kv.kv_heads, kv.head_dim, layer]
         words += [_at(positions), _at(kv.table)]
-        return _pick(attention, "write_kv", _KV_NAMES[kv.dtype.name]), words
+        return _pick(kv_store, "write_kv", _KV_NAMES[kv.dtype.name]), words
 
     def _encode_attend(
         self,
