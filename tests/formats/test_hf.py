@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from flashllm.formats.hf import CONFIG, SINGLE
 from flashllm.formats.opening import open_checkpoint
 
+
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", tiny_hf.DTYPES)
 def test_agrees_with_the_public_library(tmp_path: Path, dtype: str, shards: int) -> None:
