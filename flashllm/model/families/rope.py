@@ -92,8 +92,7 @@ def gguf_context(keys: GGUFKeys) -> int:
     context = keys.integer("context_length")
     if keys.get("rope.scaling.type") != "yarn":
         return context
-    original = keys.integer("rope.scaling.original_context_length", context, most=MAX_CONTEXT)
-    return max(context, _scaled(original, keys.positive("rope.scaling.factor", 1.0)))
+    return max(context, _scaled(_original(keys), keys.positive("rope.scaling.factor", 1.0)))
 
 
 def _parameters(keys: HFKeys, layers: str) -> HFKeys:
@@ -108,8 +107,9 @@ def _scaled(tokens: int, factor: float) -> int:
 
 
 def _kind(given: HFKeys) -> str:
+    """The scaling's name; the first Phi-3s say "su" or "yarn" and mean LongRoPE."""
     kind = given.text("rope_type", given.text("type", "default"))
-    return "longrope" if kind == "su" else kind
+    return "longrope" if kind == "su" or (kind == "yarn" and given.has("long_factor")) else kind
 
 
 def _hf_scaling(keys: HFKeys, given: HFKeys, kind: str, plain: RopeSpec) -> dict[str, Any]:
@@ -127,8 +127,7 @@ def _hf_scaling(keys: HFKeys, given: HFKeys, kind: str, plain: RopeSpec) -> dict
         factor = given.positive("factor")
         return {"divisors": rope_scaling.llama3(theta, dims, factor, *bounds, original)}
     factor = given.positive("factor", context / original)
-    # Phi-3's first checkpoints say "yarn" and mean LongRoPE.
-    if kind == "longrope" or (kind == "yarn" and given.has("long_factor")):
+    if kind == "longrope":
         magnitude = rope_scaling.longrope_magnitude(factor, original)
         return {
             "divisors": given.numbers("short_factor"),
@@ -149,18 +148,18 @@ def _hf_scaling(keys: HFKeys, given: HFKeys, kind: str, plain: RopeSpec) -> dict
             given.positive("beta_slow", 1.0),
             given.flag("truncate", True),
         )
-        return {
-            "divisors": divisors,
-            "magnitude": given.positive("attention_factor", magnitude),
-        }
+        return {"divisors": divisors, "magnitude": given.positive("attention_factor", magnitude)}
     raise UnsupportedModel(f"RoPE scaling {kind!r:.80} is not supported")
+
+
+def _original(keys: GGUFKeys) -> int:
+    """Tokens the model was trained for before its positions were scaled."""
+    return keys.integer("rope.scaling.original_context_length", keys.integer("context_length"))
 
 
 def _gguf_yarn(keys: GGUFKeys) -> dict[str, Any]:
     return {
-        "original": keys.integer(
-            "rope.scaling.original_context_length", keys.integer("context_length")
-        ),
+        "original": _original(keys),
         "beta_fast": keys.positive("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": keys.positive("rope.scaling.yarn_beta_slow", 1.0),
         "strength": keys.number("rope.scaling.yarn_ext_factor", 1.0),
@@ -179,13 +178,10 @@ def _with_factors(keys: GGUFKeys, rope: RopeSpec, stretched: tuple[float, ...]) 
     if "rope_freqs.weight" in keys.tensors:
         return dataclasses.replace(rope, divisors=times("rope_freqs.weight"))
     if "rope_factors_short.weight" in keys.tensors:
-        original = keys.integer(
-            "rope.scaling.original_context_length", keys.integer("context_length")
-        )
         return dataclasses.replace(
             rope,
             divisors=times("rope_factors_short.weight"),
-            long_after=original,
+            long_after=_original(keys),
             long_divisors=times("rope_factors_long.weight"),
         )
     same = all(divisor == 1 for divisor in stretched)
