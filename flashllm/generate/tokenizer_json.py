@@ -80,13 +80,13 @@ class JSONEngine:
         """
         text = self._prefix + text if text else text
         encoding = self._run(text, special=True, first=True)
-        places = [
-            (token, left, right)
-            for token, (left, right) in zip(encoding.ids, encoding.offsets, strict=True)
-            if token in self._never
-        ]
-        literal = [place for place in places if self._is_literal(text, *place)]
-        if not hidden and len(literal) == len(places):
+        literal, made = [], False
+        for token, (left, right) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self._names and self._names[token] in text[left:right]:
+                literal.append((token, left, right))
+            elif token in self._never:
+                made = True
+        if not hidden and not made:
             whole: list[int] = encoding.ids
             return whole
         ids: list[int] = []
@@ -119,10 +119,6 @@ class JSONEngine:
         if self._never.isdisjoint(ids):
             return ids
         return [token for token in ids if token not in self._never]
-
-    def _is_literal(self, text: str, token: int, left: int, right: int) -> bool:
-        name = self._names.get(token)
-        return name is not None and name in text[left:right]
 
     def _run(self, text: str, *, special: bool, first: bool) -> Encoding:
         with self._lock, library_errors(self._where):
