@@ -18,9 +18,9 @@ from flashllm.errors import FlashError, OutOfBudget
 VERBS = {
     "chat": "Talk with a model.",
     "run": "Answer one prompt and exit.",
-    "pull": "Fetch a known model and convert it.",
+    "pull": "Fetch a model, of the Hugging Face hub too, and convert it.",
     "plan": "Say whether a model fits, from its headers alone.",
-    "convert": "Convert a GGUF file to the flash format.",
+    "convert": "Convert a checkpoint to the flash format.",
     "ls": "List the models on this computer.",
     "show": "Describe a model.",
     "rm": "Remove a model from the store.",

@@ -184,8 +184,11 @@ def _repo_of(workspace: Path) -> str:
 
 def _advice(name: str, path: Path) -> str:
     """Why `name` was not found, with what to do about it."""
-    if path.is_dir():
-        return f"{path} is not a converted model: it has no {MANIFEST_FILE}"
+    if path.exists():
+        return (
+            f"{path} is not a model in the flash format; `flashllm convert {path}` makes it one, "
+            "and `chat`, `run` and `plan` take a checkpoint as it is"
+        )
     if found := manifests.find_with_quant(name):
         fetch = f"fetch it with `flashllm pull {name}`"
         return f"{found[0].name} is not on this computer; {fetch}"

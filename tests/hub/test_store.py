@@ -70,7 +70,7 @@ def test_advice_when_nothing_is_found(tmp_path: Path) -> None:
         store.find("smollm2")
     with pytest.raises(ModelNotFound, match="flashllm pull acme/tiny:Q4_0"):
         store.find("acme/tiny:Q4_0")
-    with pytest.raises(ModelNotFound, match="not a converted model"):
+    with pytest.raises(ModelNotFound, match="not a model in the flash format"):
         store.find(tmp_path)
 
 
