@@ -53,9 +53,9 @@ class HeaderFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill `buffer`, as far as the file goes, fetching what is not here yet."""
+        """Fill the start of `buffer`, at most a piece of it, fetching what is not here yet."""
         view = memoryview(buffer).cast("B")
-        end = min(self._position + len(view), self._size)
+        end = min(self._position + min(len(view), _LONGEST_READ), self._size)
         if end > self._have:
             # Headers are read from front to back: each request is as long as all before it.
             ahead = min(max(self._have, _FIRST_READ), _LONGEST_READ)
