@@ -31,8 +31,9 @@ class Spelling:
 class Vocabulary:
     """A checked tokenizer.json.
 
-    ids: of every token by its text. controls: of those that no user's text may yield. leading:
-    the special token that its post-processor puts before a text, if any.
+    ids: of every token by its text. controls: of those that no user's text may yield.
+    post_processed: it has a post-processor. leading: the special token that this puts before a
+    text, if any.
     """
 
     data: bytes
@@ -40,6 +41,7 @@ class Vocabulary:
     ids: dict[str, int]
     controls: dict[str, int]
     unk_id: int | None
+    post_processed: bool
     leading: str | None
 
 
@@ -91,8 +93,15 @@ def read_vocabulary(
     controls = {entry["content"]: i for i, entry in table.items() if entry["special"]}
     unk = model.get("unk_token") if kind == "BPE" else None
     unk_id = ids.get(unk) if isinstance(unk, str) else model.get("unk_id")
+    processor = document.get("post_processor")
     return Vocabulary(
-        made, spelling, ids, controls, unk_id, _leading(document.get("post_processor"))
+        data=made,
+        spelling=spelling,
+        ids=ids,
+        controls=controls,
+        unk_id=unk_id,
+        post_processed=processor is not None,
+        leading=_leading(processor),
     )
 
 

@@ -86,7 +86,7 @@ def _from_merges(settings: HFSettings) -> bytes:
 
 def _from_json(settings: HFSettings, data: bytes) -> tuple[TokenizerConfig, bytes]:
     where = str(settings.folder / "tokenizer.json")
-    contents = {settings.content(name) for name in ("bos", "eos", "pad")} - {None}
+    contents = {settings.content(name) for name in ("bos", "eos", "pad", "unk")} - {None}
     special = {content for content in contents if content}
     added = settings.added_tokens()
     vocabulary = hf_vocabulary.read_vocabulary(data, where, added, special)
@@ -100,8 +100,8 @@ def _from_json(settings: HFSettings, data: bytes) -> tuple[TokenizerConfig, byte
 
 def _config(settings: HFSettings, vocabulary: Vocabulary) -> TokenizerConfig:
     bos_id = _id(settings, "bos", vocabulary.ids)
-    add_bos = settings.flag("add_bos_token")
-    if add_bos is None:
+    add_bos = settings.flag("add_bos_token") or False
+    if vocabulary.post_processed:  # whose word counts, in transformers since version 5
         add_bos = vocabulary.leading is not None
         bos_id = vocabulary.ids.get(vocabulary.leading or "", bos_id)
     eos_id = _id(settings, "eos", vocabulary.ids)

@@ -177,9 +177,10 @@ def test_flags_of_added_tokens_are_kept_and_overridden(folder: Path) -> None:
     [
         ({}, None, False),
         ({}, spm.template("<|im_start|>"), True),
-        ({"add_bos_token": False}, spm.template("<|im_start|>"), False),
+        ({"add_bos_token": False}, spm.template("<|im_start|>"), True),
         ({"add_bos_token": True, "bos_token": "<|im_start|>"}, None, True),
-        ({"bos_token": None}, None, False),
+        ({"add_bos_token": True, "bos_token": "<|im_start|>"}, LEVEL, False),
+        ({"add_bos_token": True, "bos_token": None}, None, False),
         ({}, {"type": "Sequence", "processors": [spm.template("<|im_start|>")]}, True),
         ({}, LEVEL, False),
     ],
