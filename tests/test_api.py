@@ -37,6 +37,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_only_fetching_imports_what_fetches() -> None:
+    program = "import sys, flashllm.api; print('huggingface_hub' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
 def test_a_model_is_found_by_its_directory_or_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

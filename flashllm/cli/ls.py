@@ -111,4 +111,4 @@ def table(rows: Sequence[tuple[str, ...]]) -> None:
 
 def count(parameters: int) -> str:
     """A number of parameters, as models are called: 8.0B, 361M."""
-    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
+    return f"{parameters / 1e9:.1f}B" if parameters >= 999.5e6 else f"{parameters / 1e6:.0f}M"
