@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from unpacking import read_panels, read_row, read_tile_ffn
 
+from flashllm.errors import CorruptModel
 from flashllm.flash import codecs
 from flashllm.flash.layout import DTYPES, UNIT_TARGET, panel_bytes
 from flashllm.flash.parts import FFNPart, MatrixPart, part_from_json
@@ -85,6 +86,14 @@ def test_row_ffn_units(dtype: str, width: int, gated: bool) -> None:
             read, rest = read_row(rest, dtype, width)
             np.testing.assert_array_equal(read, dequantize(matrix)[neuron])
     assert rest == b""
+
+
+@pytest.mark.parametrize("name", ["up_dtype", "down_dtype"])
+def test_only_gates_may_be_missing(name: str) -> None:
+    data = FFNPart.plan("ffn", "tile", (None, "q8", "q8"), 64, 32, 0).to_json()
+    assert part_from_json(data, "here").to_json() == data
+    with pytest.raises(CorruptModel, match="here: unknown weight dtype None"):
+        part_from_json({**data, name: None}, "here")
 
 
 def test_units_are_near_their_target_size() -> None:

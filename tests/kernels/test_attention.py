@@ -104,13 +104,13 @@ def test_every_half_survives_the_cache(cpu):
 HEADS, KV_HEADS, DIM, COUNT = 4, 2, 16, 100
 
 
-@pytest.fixture(scope="module")
-def history(cpu):
+@pytest.fixture(scope="module", params=[np.float16, np.float32])
+def history(cpu, request):
     """Two sequences of 100 positions that differ, and queries for each position."""
-    rng = np.random.default_rng(11)
-    owners = [Sequence(1, KV_HEADS, DIM, COUNT, np.dtype(np.float32)) for _ in range(2)]
+    rng, dtype = np.random.default_rng(11), np.dtype(request.param)
+    owners = [Sequence(1, KV_HEADS, DIM, COUNT, dtype) for _ in range(2)]
     for owner in owners:
-        kv = KVRows(COUNT, KV_HEADS, DIM, np.dtype(np.float32))
+        kv = KVRows(COUNT, KV_HEADS, DIM, dtype)
         kv.table[:] = owner.addresses()
         keys, values = rng.standard_normal((2, COUNT, 64)).astype(np.float32)
         program = cpu.program(COUNT)
@@ -122,7 +122,7 @@ def history(cpu):
 def attend(backend, history, scoring, rows):
     """Results [rows, 64] of (owner, position) pairs in one step."""
     owners, queries = history
-    kv = KVRows(len(rows), KV_HEADS, DIM, np.dtype(np.float32))
+    kv = KVRows(len(rows), KV_HEADS, DIM, owners[0].export()["keys"].dtype)
     kv.table[:] = [owners[owner].addresses() for owner, _ in rows]
     positions = np.array([position for _, position in rows], np.int64)
     out = np.full((len(rows), 64), np.nan, np.float32)
@@ -165,9 +165,9 @@ def test_windows_hide_what_is_before_them(cpu, history):
     owners, queries = history
     scoring, at = Scoring(0.2, window=20), 57
     before = attend(cpu, history, scoring, [(0, at)])
-    changed = Sequence(1, KV_HEADS, DIM, COUNT, np.dtype(np.float32))
     owners[0].length = COUNT
     saved = owners[0].export()
+    changed = Sequence(1, KV_HEADS, DIM, COUNT, saved["keys"].dtype)
     saved["values"][:, :, : at - 19] = 5
     saved["values"][:, :, at + 1 :] = 7
     changed.restore(saved)
