@@ -11,7 +11,8 @@ from flashllm.flash.codecs import PACK_FFN, pack_matrix
 from flashllm.flash.manifest import SMALL_FILE, Manifest
 from flashllm.flash.parts import FFNPart, MatrixPart
 from flashllm.flash.quantize import dequantize, quantize
-from flashllm.flash.writer import GroupPlan, ModelWriter
+from flashllm.flash.units_file import GroupPlan
+from flashllm.flash.writer import ModelWriter
 from flashllm.model.config import ModelConfig
 from flashllm.model.roles import ATTENTION, roles
 

@@ -21,7 +21,8 @@ from flashllm.flash.codecs import PACK_FFN, pack_matrix
 from flashllm.flash.layout import TILE_ROWS
 from flashllm.flash.manifest import SMALL_FILE, Manifest
 from flashllm.flash.parts import FFNPart, MatrixPart
-from flashllm.flash.writer import GroupPlan, ModelWriter
+from flashllm.flash.units_file import GroupPlan
+from flashllm.flash.writer import ModelWriter
 from flashllm.formats.gguf import read_gguf
 from flashllm.generate.tokenizer import files_from_gguf
 from flashllm.model.roles import FEED_FORWARD

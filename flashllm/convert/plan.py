@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flashllm.flash.parts import FFNPart, MatrixPart, Part
-from flashllm.flash.writer import GroupPlan
+from flashllm.flash.units_file import GroupPlan
 from flashllm.model.config import ModelConfig
 from flashllm.model.roles import ATTENTION, FEED_FORWARD, Shape, roles
 

@@ -15,7 +15,7 @@ from flashllm.convert.source import understand
 from flashllm.errors import UnsupportedModel
 from flashllm.flash.format import read_model
 from flashllm.flash.parts import MatrixPart, Part
-from flashllm.flash.writer import GroupPlan, units_bytes
+from flashllm.flash.units_file import GroupPlan, units_bytes
 from flashllm.formats.checkpoint import Checkpoint
 from flashllm.formats.opening import open_checkpoint
 from flashllm.model.config import ModelConfig

@@ -3,74 +3,87 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import glob
-import os
-import secrets
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
-import psutil  # type: ignore[import-untyped, unused-ignore]
-import xxhash
 from numpy.typing import NDArray
 
-from flashllm.errors import DiskFull, InvalidInput
-from flashllm.flash.container import build_header
-from flashllm.flash.format import INDEX, index_checksum, unit_offsets
-from flashllm.flash.layout import ALIGNMENT
+from flashllm.errors import CorruptModel, DiskFull, InvalidInput, UnsupportedModel
+from flashllm.flash.journal import Entry, FileDone, GroupDone, Journal
 from flashllm.flash.manifest import FILE_NAME, FileEntry, GroupEntry, Manifest
 from flashllm.flash.output import OutputFile, write_error
-from flashllm.flash.parts import Part
+from flashllm.flash.partial import PartialFolder, owned
+from flashllm.flash.units_file import (
+    SHARD_BYTES,
+    GroupPlan,
+    Notes,
+    Shard,
+    UnitsFile,
+    group_entry,
+    split_in_shards,
+)
 from flashllm.sizes import format_size
 
-SHARD_BYTES = 4 << 30
 SPARE_BYTES = 16 << 20  # manifest, headers, directory blocks
-ABANDONED_SECONDS = 60
+SYNC_BYTES = 64 << 20
+"""A group is noted as done when so much is on the disk since the last: syncing costs milliseconds,
+and this is what a killed conversion does again at most, its last group aside."""
 
-
-@dataclasses.dataclass(frozen=True)
-class GroupPlan:
-    """A group to be written: its name and its parts, in unit order."""
-
-    name: str
-    parts: tuple[Part, ...]
-
-    def lengths(self) -> NDArray[np.int64]:
-        """Bytes of each unit, without padding."""
-        return np.concatenate([part.lengths() for part in self.parts])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes the units take in the file."""
-        return int(unit_offsets(self.lengths())[-1])
+_USELESS = (CorruptModel, UnsupportedModel, InvalidInput)
+"""After these, going on would only fail again."""
 
 
 class ModelWriter:
-    """A model being written; used as a context, it leaves a whole model or nothing at all.
+    """A model being written; used as a context, it leaves a whole model or none at all.
 
-    groups and files grow as things are added, and are what the manifest must list.
+    Interrupted or out of disk, it keeps what is done, hidden, for a writer of the same identity;
+    `kept` says so afterwards. groups and files grow as things are added, and are what the manifest
+    must list.
     """
 
-    def __init__(self, target: Path, *, overwrite: bool = False):
-        """Raises InvalidInput if `target` exists, unless it may be overwritten."""
-        if target.exists() and not overwrite:
-            raise InvalidInput(f"{target}: exists already; choose another place or overwrite it")
+    def __init__(
+        self,
+        target: Path,
+        *,
+        overwrite: bool = False,
+        identity: Mapping[str, Any] | None = None,
+        restart: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        """identity: all that decides the model's bytes, as JSON; None: never keep, nor go on.
+
+        restart drops what was kept; say is told when that happens for another reason.
+        """
         self.target = target
         self.groups: dict[str, GroupEntry] = {}
         self.files: dict[str, FileEntry] = {}
+        self.kept = False
         self._overwrite = overwrite
-        mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._folder = target.parent / f".{target.name}.{mark}.partial"
+        self._identity = identity
+        self._restart = restart
+        self._say = say
+        self._stack = contextlib.ExitStack()
+        self._published = False
+        self._journal: Journal | None = None
+        self._entries: list[Entry] = []
+        self._shards: list[Shard] = []
+        self._file: UnitsFile | None = None
 
     def __enter__(self) -> ModelWriter:
-        with _writing(self._folder):
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self.target)
-            self._folder.mkdir()
+        """Raises InvalidInput if the target exists and may not be overwritten, or is in use."""
+        self._check_absent()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(owned(self.target))
+            self._check_absent()
+            restart = self._restart or self._identity is None
+            self._folder = PartialFolder(
+                self.target, self._identity or {}, restart=restart, say=self._say
+            )
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -79,168 +92,147 @@ class ModelWriter:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with self._stack:
+            for open_file in (self._file, self._journal):
+                if open_file is not None:
+                    open_file.close()
+            if self._published:
+                return
+            useful = error is not None and not isinstance(error, _USELESS)
+            self.kept = useful and self._identity is not None and bool(self._entries)
+            if not self.kept:
+                self._folder.remove()
 
     def check_room(self, nbytes: int) -> None:
-        """Raises DiskFull unless the disk has `nbytes` free, and a little more."""
-        with _writing(self._folder):
-            free = shutil.disk_usage(self._folder).free
-        if free < nbytes + SPARE_BYTES:
+        """Raises DiskFull unless the disk has `nbytes` for the model, and a little more."""
+        needed = nbytes + SPARE_BYTES - self._folder.nbytes
+        try:
+            free = shutil.disk_usage(self._folder.path).free
+        except OSError as error:
+            raise write_error(self.target, error) from None
+        if free < needed:
             raise DiskFull(
-                f"{self.target}: needs {format_size(nbytes + SPARE_BYTES)}, the disk has "
-                f"{format_size(free)} free; make room or choose another place",
+                f"{self.target}: needs {format_size(needed)}, the disk has {format_size(free)} "
+                "free; make room or choose another place",
                 self.target,
             )
 
     def add_file(self, name: str, data: bytes) -> None:
         """Write a whole file into the model. Raises DiskFull, ModelIOError."""
-        self.files[name] = _write_file(self._folder / name, data)
+        self.files[name] = self._write_file(name, data)
+
+    def begin(self, plans: Sequence[GroupPlan], shard_bytes: int = SHARD_BYTES) -> list[Notes]:
+        """Say what groups there will be; returns the notes of the first ones, already written.
+
+        What an earlier writer left in an unfinished file is read and held to its checksums.
+        Raises DiskFull, ModelIOError.
+        """
+        self._shards = split_in_shards(plans, shard_bytes)
+        groups = {e.group: e for e in self._folder.entries if isinstance(e, GroupDone)}
+        whole = {e.file: e for e in self._folder.entries if isinstance(e, FileDone)}
+        for shard in self._shards:
+            done = list(_leading(shard, groups))
+            if len(done) == len(shard.plans) and self._is_whole(whole.get(shard.name)):
+                self._entries += [*done, whole[shard.name]]
+                self._register(shard, done, whole[shard.name])
+                continue
+            if done:
+                self._file = UnitsFile(self._folder.path, shard, done)
+                self._entries += self._file.done
+            break
+        self._journal = Journal(self._folder.journal, self._identity or {}, self._entries)
+        notes = [dict(e.notes) for e in self._entries if isinstance(e, GroupDone)]
+        if self._file is not None and self._file.is_full:
+            self._finish(self._file)
+        return notes
+
+    def add_group(
+        self, units: Iterator[NDArray[np.uint8]], notes: Callable[[], Notes] = dict
+    ) -> None:
+        """Write the units of the next group, which `units` yields; then note notes() with it.
+
+        Raises DiskFull, ModelIOError.
+        """
+        if self._file is None:
+            whole = sum(shard.name in self.files for shard in self._shards)
+            self._file = UnitsFile(self._folder.path, self._shards[whole])
+        file = self._file
+        file.add_group(units, notes)
+        if file.is_full or file.unsynced >= SYNC_BYTES:
+            file.sync()
+            noted = sum(isinstance(entry, GroupDone) for entry in self._entries)
+            before = sum(len(s.plans) for s in self._shards[: self._shards.index(file.shard)])
+            self._note(file.done[noted - before :])
+        if file.is_full:
+            self._finish(file)
 
     def add_units(
         self,
         plans: Sequence[GroupPlan],
-        units: Iterable[NDArray[np.uint8]],
+        units: Iterator[NDArray[np.uint8]],
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        """Write the units of `plans`, which `units` yields in order, in files of about a shard.
-
-        Raises DiskFull, ModelIOError.
-        """
-        source = iter(units)
-        for number, shard in enumerate(_shards(plans, shard_bytes), 1):
-            self._add_container(f"units-{number:05}.safetensors", shard, source)
+        """Write the units of `plans`, which `units` yields in order, from the first to the last."""
+        for _ in plans[len(self.begin(plans, shard_bytes)) :]:
+            self.add_group(units)
 
     def publish(self, manifest: Manifest) -> Path:
         """Write the manifest and put the model in its place; returns the place.
 
         Raises DiskFull, ModelIOError; InvalidInput if someone else put a model there meanwhile.
         """
-        _write_file(self._folder / FILE_NAME, manifest.to_bytes())
-        with _writing(self.target):
-            sync_folder(self._folder)
-            self._move_into_place()
-            sync_folder(self.target.parent)
+        self._write_file(FILE_NAME, manifest.to_bytes())
+        if self._journal:
+            self._journal.close()
+        self._folder.publish(overwrite=self._overwrite)
+        self._published = True
         return self.target
 
-    def _move_into_place(self) -> None:
-        if not self.target.exists():
-            self._folder.rename(self.target)
-            return
-        if not self._overwrite:
-            raise InvalidInput(f"{self.target}: appeared while this model was written")
-        old = self._folder.with_suffix(".old")
-        self.target.rename(old)
-        try:
-            self._folder.rename(self.target)
-        except OSError:
-            old.rename(self.target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _add_container(
-        self, name: str, plans: Sequence[GroupPlan], units: Iterator[NDArray[np.uint8]]
-    ) -> None:
-        """One container: header, units in order, then the index (its checksums are known last)."""
-        header = _header(plans)
-        with OutputFile(self._folder / name, _container_bytes(plans)) as file:
-            file.write(header)
-            indices = {plan.name: _write_group(file, plan, units) for plan in plans}
-            for index in indices.values():
-                for array in index:
-                    file.write(array)
-            file.sync()
-        self.files[name] = FileEntry(file.nbytes, file.hash)
-        for plan in plans:
-            self.groups[plan.name] = GroupEntry(
-                name, plan.parts, index_checksum(*indices[plan.name])
+    def _check_absent(self) -> None:
+        if self.target.exists() and not self._overwrite:
+            raise InvalidInput(
+                f"{self.target}: exists already; choose another place or overwrite it"
             )
 
+    def _write_file(self, name: str, data: bytes) -> FileEntry:
+        path = self._folder.path / name
+        path.unlink(missing_ok=True)  # an interrupted writer's
+        with OutputFile(path, len(data)) as file:
+            file.write(data)
+            file.sync()
+        return FileEntry(file.nbytes, file.hash)
 
-def units_bytes(plans: Sequence[GroupPlan], shard_bytes: int = SHARD_BYTES) -> int:
-    """Bytes of all the files that hold the units of `plans`."""
-    return sum(_container_bytes(shard) for shard in _shards(plans, shard_bytes))
+    def _finish(self, file: UnitsFile) -> None:
+        """Write the indices of a file whose groups are all there."""
+        entry = file.finish()
+        self._file = None
+        done = FileDone(file.shard.name, entry.nbytes, entry.xxh3)
+        self._note([done])
+        self._register(file.shard, file.done, done)
 
+    def _note(self, entries: Sequence[Entry]) -> None:
+        """Have the journal say that these are on the disk."""
+        if self._journal is not None:
+            self._journal.append(entries)
+        self._entries += entries
 
-def _container_bytes(plans: Sequence[GroupPlan]) -> int:
-    index = sum(8 * (3 * len(plan.lengths()) + 1) for plan in plans)
-    return len(_header(plans)) + sum(plan.nbytes for plan in plans) + index
+    def _register(self, shard: Shard, done: Sequence[GroupDone], file: FileDone) -> None:
+        """Count a whole file in."""
+        self.files[shard.name] = FileEntry(file.nbytes, file.xxh3)
+        for plan, group in zip(shard.plans, done, strict=True):
+            self.groups[plan.name] = group_entry(shard, plan, group)
 
-
-def _header(plans: Sequence[GroupPlan]) -> bytes:
-    """The container's header: first the groups, then each group's index."""
-    return build_header(
-        [(plan.name, "U8", plan.nbytes) for plan in plans]
-        + [
-            (f"{plan.name}.{suffix}", dtype, len(plan.lengths()) + (suffix == "offsets"))
-            for plan in plans
-            for suffix, dtype in INDEX.items()
-        ]
-    )
-
-
-def _write_file(path: Path, data: bytes) -> FileEntry:
-    with OutputFile(path, len(data)) as file:
-        file.write(data)
-        file.sync()
-    return FileEntry(file.nbytes, file.hash)
-
-
-Index = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]
-
-
-def _write_group(file: OutputFile, plan: GroupPlan, units: Iterator[NDArray[np.uint8]]) -> Index:
-    """The units of a group, each padded to 4 KiB; returns offsets, lengths and checksums."""
-    lengths = plan.lengths()
-    checksums = np.empty(len(lengths), np.uint64)
-    for i, length in enumerate(lengths.tolist()):
-        unit = next(units)
-        if len(unit) != length:
-            raise ValueError(f"unit {i} of {plan.name} has {len(unit)} bytes, planned {length}")
-        file.write(unit)
-        file.write(bytes(-length % ALIGNMENT))
-        checksums[i] = xxhash.xxh3_64_intdigest(unit.data)
-    return unit_offsets(lengths), lengths, checksums
+    def _is_whole(self, done: FileDone | None) -> bool:
+        if done is None:
+            return False
+        path = self._folder.path / done.file
+        return path.is_file() and path.stat().st_size == done.nbytes
 
 
-def _shards(plans: Sequence[GroupPlan], shard_bytes: int) -> Iterator[list[GroupPlan]]:
-    """Runs of consecutive groups that stay below shard_bytes, at least one group each."""
-    shard: list[GroupPlan] = []
-    for plan in plans:
-        if shard and sum(other.nbytes for other in shard) + plan.nbytes > shard_bytes:
-            yield shard
-            shard = []
-        shard.append(plan)
-    if shard:
-        yield shard
-
-
-def sync_folder(folder: Path, system: str = os.name) -> None:
-    """Have the disk hold the folder's entries; Windows does so itself and cannot be asked."""
-    if system == "nt":
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Delete what killed processes left: its owner is gone and nothing in it changed lately."""
-    for folder in target.parent.glob(f".{glob.escape(target.name)}.*-*.partial"):
-        owner = folder.name.split(".")[-2].split("-")[0]
-        if not owner.isdigit() or psutil.pid_exists(int(owner)):
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            changed = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
-            if time.time() - changed > ABANDONED_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Translate the system's errors about `path` into ours."""
-    try:
-        yield
-    except OSError as error:
-        raise write_error(path, error) from None
+def _leading(shard: Shard, groups: Mapping[str, GroupDone]) -> Iterator[GroupDone]:
+    """The first groups of a shard that are done."""
+    for plan in shard.plans:
+        done = groups.get(plan.name)
+        if done is None or len(done.checksums) != len(plan.lengths()):
+            return
+        yield done

@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +17,11 @@ from flashllm.errors import CorruptModel, DiskFull, InvalidInput, ModelIOError
 from flashllm.flash.format import read_model
 from flashllm.flash.manifest import Manifest
 from flashllm.flash.output import OutputFile
+from flashllm.flash.partial import sync_folder
 from flashllm.flash.parts import MatrixPart
 from flashllm.flash.reader import UnitReader
-from flashllm.flash.writer import GroupPlan, ModelWriter, sync_folder
+from flashllm.flash.units_file import GroupPlan
+from flashllm.flash.writer import ModelWriter
 
 SMALL = b"\x02\0\0\0\0\0\0\0{}"
 
@@ -89,11 +90,22 @@ def test_an_existing_model_is_kept_unless_told(tmp_path: Path) -> None:
 
 def test_of_two_writers_the_second_fails_cleanly(tmp_path: Path) -> None:
     target = tmp_path / "m"
+    with ModelWriter(target) as first:
+        with pytest.raises(InvalidInput, match="another process is writing it now"):
+            write(target)
+        first.add_file("small.safetensors", SMALL)
+        first.add_units(plans(), units(plans(), 3))
+        first.publish(manifest(first))
+    assert everything(target) == [unit.tobytes() for unit in units(plans(), 3)]
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "m"
     with pytest.raises(InvalidInput, match="appeared"), ModelWriter(target) as late:
         late.add_file("small.safetensors", SMALL)
-        write(target, seed=3)
+        target.mkdir()
         late.publish(manifest(late, "late"))
-    assert everything(target) == [unit.tobytes() for unit in units(plans(), 3)]
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
@@ -184,27 +196,6 @@ def test_file_systems_that_cannot_preallocate(tmp_path: Path) -> None:
 def test_windows_needs_no_folder_sync(tmp_path: Path) -> None:
     sync_folder(tmp_path)
     sync_folder(tmp_path / "absent", system="nt")
-
-
-def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    long_ago = time.time() - 1000
-    names = {
-        "abandoned": f".m.{gone.pid}-0123abcd.partial",
-        "alive": f".m.{os.getpid()}-0123abcd.partial",
-        "fresh": f".m.{gone.pid}-89abcdef.partial",
-        "other model": f".mm.{gone.pid}-0123abcd.partial",
-    }
-    for kind, name in names.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "units").write_bytes(b"x")
-        if kind != "fresh":
-            os.utime(tmp_path / name / "units", (long_ago, long_ago))
-            os.utime(tmp_path / name, (long_ago, long_ago))
-    write(tmp_path / "m")
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"m", names["alive"], names["fresh"], names["other model"]}
 
 
 def test_manifests_read_back_as_written(tmp_path: Path) -> None:
