@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 from pathlib import Path
 
 from flashllm.flash.lock import locked
-from flashllm.formats.hf import CONFIG
+from flashllm.formats.hf import CONFIG, INDEX
 from flashllm.formats.opening import open_checkpoint
 from flashllm.hub import store
 from flashllm.hub.origin import Origin, marks_of, read_origin, write_origin
 from flashllm.hub.repository import SIDE_FILES
 from flashllm.hub.workshop import Workshop, check_room
 
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
+_PART = re.compile(r"-\d{5}-of-(\d{5})$")
 _LONGEST_STEM = 60
 
 
@@ -32,18 +33,19 @@ def stored_foreign(path: Path, workshop: Workshop, dtype: str = "keep") -> Path:
     Raises what opening and converting a checkpoint raise, DiskFull and ModelIOError.
     """
     path = path.expanduser().absolute()
-    checkpoint = open_checkpoint(path)
-    first = path if path.is_dir() else checkpoint.files[0]  # of a split file, any part is it
-    target = store.place_for(store_name(first, dtype))
-    marks = marks_of([*checkpoint.files, *_side_files(path)])
-    if _is_current(target, first, marks):
+    files = _files(path)
+    source = path if path.is_dir() else files[0]  # of a split file, any part is it
+    target = store.place_for(store_name(source, dtype))
+    marks = marks_of(files)
+    if _is_current(target, source, marks):
         return target
+    open_checkpoint(path)  # refuses what is none, before anything is made for it
 
     def tell_waiting() -> None:
         workshop.say(f"another flashllm is converting {path.name}; waiting for it")
 
     with locked(store.lock_of(target), on_wait=tell_waiting):
-        if _is_current(target, first, marks):  # whoever we waited for has converted it
+        if _is_current(target, source, marks):  # whoever we waited for has converted it
             return target
         outlook = workshop.plan(path, dtype)
         workshop.say(f"{outlook.summary}.")
@@ -58,7 +60,7 @@ def stored_foreign(path: Path, workshop: Workshop, dtype: str = "keep") -> Path:
             overwrite=target.exists(),
             on_progress=workshop.on_progress,
         )
-        write_origin(target, Origin(str(first), marks))
+        write_origin(target, Origin(str(source), marks))
     return target
 
 
@@ -70,9 +72,17 @@ def store_name(path: Path, dtype: str) -> str:
     return f"{stem}-{identity}" if dtype == "keep" else f"{stem}-{dtype}-{identity}"
 
 
-def _side_files(path: Path) -> list[Path]:
-    """What lies beside the weights in a Hugging Face folder, and goes into the model."""
-    return [path / name for name in (CONFIG, *SIDE_FILES) if (path / name).is_file()]
+def _files(path: Path) -> list[Path]:
+    """The files whose change makes another model of the checkpoint at `path`, the first first."""
+    if path.is_dir():
+        beside = (CONFIG, INDEX, *SIDE_FILES)
+        weights = sorted(path.glob("*.safetensors"))
+        return weights + [path / name for name in beside if (path / name).is_file()]
+    part = _PART.search(path.stem)
+    if part is None:
+        return [path]
+    pattern = f"{glob.escape(path.stem[: part.start()])}-?????-of-{part[1]}{path.suffix}"
+    return sorted(path.parent.glob(pattern))
 
 
 def _is_current(target: Path, source: Path, marks: dict[str, str]) -> bool:
