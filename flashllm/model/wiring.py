@@ -54,10 +54,11 @@ class Wiring:
         self._capacity = capacity
         self._shapes = roles(config)
         self._vectors = self._read_vectors()
-        specs = {kind.rope for kind in config.kinds if kind.rope}
+        specs = {config.kind_of(i).rope for i in range(config.n_layers)}
         self._ropes = {
             spec: RopeTable(config.context_length, capacity, **dataclasses.asdict(spec))
             for spec in specs
+            if spec
         }
 
     def decoder(self) -> Decoder:
