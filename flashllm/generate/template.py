@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -65,9 +66,28 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text of the conversation; with the opening of a reply if `add_generation_prompt`.
 
+        A template that refuses a system message, as those of models trained without any do, gets
+        it as the beginning of the first user's message instead.
+
         Raises InvalidInput if the template refuses the messages (their order, say); CorruptModel
         if it is broken, takes over 2 s or over 256 MiB.
         """
+        try:
+            return self._render(messages, add_generation_prompt)
+        except InvalidInput:
+            folded = _without_system(messages)
+            if folded is None:
+                raise
+            with contextlib.suppress(InvalidInput):  # the first refusal tells more
+                return self._render(folded, add_generation_prompt)
+            raise
+
+    def close(self) -> None:
+        """End the child process, if this template needed one."""
+        if self._child is not None:
+            self._child.close()
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         variables: dict[str, Any] = {
             "messages": [dataclasses.asdict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
@@ -82,10 +102,13 @@ class ChatTemplate:
         except TemplateError as error:
             raise CorruptModel(f"the model's chat template does not work: {error}") from error
 
-    def close(self) -> None:
-        """End the child process, if this template needed one."""
-        if self._child is not None:
-            self._child.close()
+
+def _without_system(messages: Sequence[Message]) -> list[Message] | None:
+    """`messages` whose system message begins the user's first; None if there are no such two."""
+    if len(messages) < 2 or (messages[0].role, messages[1].role) != ("system", "user"):
+        return None
+    system, user, *rest = messages
+    return [Message("user", f"{system.content}\n\n{user.content}"), *rest]
 
 
 def read_template(path: Path) -> str | None:
