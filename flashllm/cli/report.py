@@ -30,6 +30,7 @@ class Report:
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
         self._stage = ""
         self._next = 0.0
+        self._first: tuple[float, int] | None = None  # when the stage's first figure came, and it
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -55,6 +56,7 @@ class Report:
         """Begin a stage without a word: it shows only if it takes a while."""
         self.clear()
         self._stage = name
+        self._first = None
         self._next = time.monotonic() + (_BAR_AFTER_S if self.terminal else _LINE_EVERY_S)
 
     def progress(self, done: int, total: int) -> None:
@@ -68,24 +70,38 @@ class Report:
     def _show(self, done: int, total: int, sizes: bool) -> None:
         if self.quiet or total <= 0:
             return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
-        elif time.monotonic() < self._next:
+        elif now < self._next:
             return
         elif self.terminal:
             self._bar = _new_bar(sizes)
             self._task = self._bar.add_task(self._stage, completed=done, total=total)
             self._bar.start()
         else:
-            self._next = time.monotonic() + _LINE_EVERY_S
-            of = f" of {format_size(total)}" if sizes else ""
-            click.echo(f"{self._stage}: {100 * done // total} %{of}", err=True)
+            self._next = now + _LINE_EVERY_S
+            told = f"{100 * done // total} %"
+            if sizes and self._first is not None:
+                told += f" of {format_size(total)}{_left(self._first, (now, done), total)}"
+            click.echo(f"{self._stage}: {told}", err=True)
 
     def clear(self) -> None:
         """Take the bar off the screen."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
+
+
+def _left(first: tuple[float, int], last: tuple[float, int], total: int) -> str:
+    """How long the rest will take at the rate between two (seconds, done), if that can be told."""
+    seconds, came = last[0] - first[0], last[1] - first[1]
+    if seconds <= 0 or came <= 0:
+        return ""
+    left = seconds * (total - last[1]) / came
+    return f", {left:.0f} s left" if left < 100 else f", {left / 60:.0f} min left"
 
 
 def _new_bar(sizes: bool) -> Progress:

@@ -29,6 +29,28 @@ def test_plain_lines_now_and_then(clock: list[float], capsys: pytest.CaptureFixt
     assert captured.err == "fetching a model ...\nfetching: 30 %\nfetching: 60 %\n"
 
 
+def test_sizes_and_the_time_left(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Report(terminal=False) as report:
+        report.message("fetching 3 GB.")
+        report.bytes(1_000_000_000, 3_000_000_000)  # came before
+        clock[0] += 20
+        report.bytes(1_500_000_000, 3_000_000_000)
+        clock[0] += 20
+        report.bytes(1_500_000_001, 3_000_000_000)
+        clock[0] += 20
+        report.bytes(2_990_000_000, 3_000_000_000)
+        report.stage("converting")
+        clock[0] += 20
+        report.bytes(1, 3_000_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "fetching 3 GB.",
+        "fetching: 50 % of 3 GB, 60 s left",
+        "fetching: 50 % of 3 GB, 2 min left",
+        "fetching: 99 % of 3 GB, 0 s left",
+        "converting: 0 % of 3 GB",
+    ]
+
+
 def test_quiet_says_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     for terminal in (True, False):
         with Report(quiet=True, terminal=terminal) as report:
