@@ -18,6 +18,8 @@ _WHITE = (
 )
 """Unicode's White_Space; str.strip() takes some control characters for white space too."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 _FLAGS = ("special", "lstrip", "rstrip", "single_word")
 
 
@@ -51,8 +53,8 @@ class AddedToken:
         flags = {name: data.get(name, False) for name in _FLAGS}
         if type(token) is not int or token < 0 or not isinstance(content, str):
             raise CorruptModel(f"{where}: an added token lacks a proper id and content")
-        if not 0 < len(content) <= MAX_CONTENT:
-            raise CorruptModel(f"{where}: added token {token} has {len(content)} characters")
+        if not 0 < len(content) <= MAX_CONTENT or _SURROGATE.search(content):
+            raise CorruptModel(f"{where}: added token {token} has an impossible text")
         if any(type(flag) is not bool for flag in flags.values()):
             raise CorruptModel(f"{where}: a flag of added token {token} is not true or false")
         return cls(token, content, **flags)

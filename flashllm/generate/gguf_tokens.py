@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from flashllm.errors import CorruptModel
 from flashllm.generate.sentencepiece_model import PieceType
 from flashllm.generate.special_tokens import END_OF_TURN
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _OF_THEIR_OWN = (PieceType.CONTROL, PieceType.USER_DEFINED)
 
 
@@ -110,7 +112,7 @@ def strings(metadata: Mapping[str, object], key: str) -> list[str]:
             f"GGUF metadata: {key!r} is missing or not a list; is the file complete?"
         )
     for i, value in enumerate(values):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or _SURROGATE.search(value):
             raise CorruptModel(f"GGUF metadata: item {i} of {key!r} is not a string")
     return list(values)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,7 +17,8 @@ from flashllm.generate.charsmap import check_charsmap
 
 MAX_BYTES = 64 << 20
 MAX_PIECES = 1 << 20
-MAX_PIECE_BYTES = 1 << 12
+MAX_PIECE_LENGTH = 1 << 12
+MAX_SCORE = 1e30  # their sums are to stay finite
 SPACE = "\u2581"
 
 BYTE_NAMES = {f"<0x{byte:02X}>": byte for byte in range(256)}
@@ -37,6 +37,7 @@ class PieceType(enum.IntEnum):
 
 
 UNIGRAM, BPE = 1, 2
+_FLOAT = struct.Struct("<f")
 _ALGORITHMS = {UNIGRAM: "unigram", BPE: "bpe", 3: "word", 4: "char"}
 
 
@@ -78,13 +79,13 @@ class SentencePieceModel:
             raise CorruptModel(f"SentencePiece vocabulary of {len(self.pieces)} pieces")
         seen: set[str] = set()
         for i, piece in enumerate(self.pieces):
-            if not piece.text or "\0" in piece.text or len(piece.text) > MAX_PIECE_BYTES:
+            if not piece.text or "\0" in piece.text or len(piece.text) > MAX_PIECE_LENGTH:
                 raise CorruptModel(f"SentencePiece vocabulary: piece {i} has an impossible text")
             if piece.text in seen:
                 raise CorruptModel(
                     f"SentencePiece vocabulary: piece {i} {piece.text[:40]!r} appears twice"
                 )
-            if not math.isfinite(piece.score) or not 1 <= piece.type <= 6:
+            if not abs(piece.score) < MAX_SCORE or not 1 <= piece.type <= 6:  # nor NaN
                 raise CorruptModel(f"SentencePiece vocabulary: piece {i} has no sensible score")
             seen.add(piece.text)
         types = [piece.type for piece in self.pieces]
@@ -139,7 +140,7 @@ def write_model(model: SentencePieceModel) -> bytes:
     out = bytearray()
     for piece in model.pieces:
         text = piece.text.encode()
-        body = b"\x0a" + _varint(len(text)) + text + struct.pack("<Bf", 0x15, piece.score)
+        body = b"\x0a" + _varint(len(text)) + text + b"\x15" + _FLOAT.pack(piece.score)
         if piece.type != PieceType.NORMAL:
             body += b"\x18" + _varint(piece.type)
         out += b"\x0a" + _varint(len(body)) + body
@@ -158,12 +159,15 @@ def write_model(model: SentencePieceModel) -> bytes:
 
 
 def _piece(data: bytes) -> Piece:
+    size = data[1] if len(data) > 1 else 0
+    # As nearly all are written: field 1 of under 128 bytes, then 2. A vocabulary has 256,000.
+    if size < 128 and len(data) == size + 7 and data[0] == 0x0A and data[size + 2] == 0x15:
+        return Piece(_text(data[2 : size + 2]), _FLOAT.unpack_from(data, size + 3)[0], 1)
     fields = dict(_fields(data))
     score = fields.get(2, b"\0\0\0\0")
     if not isinstance(score, bytes) or len(score) != 4:
         raise CorruptModel("SentencePiece vocabulary: a score is not a number")
-    (value,) = struct.unpack("<f", score)
-    return Piece(_text(_bytes(fields.get(1, b""))), value, _int(fields.get(3, PieceType.NORMAL)))
+    return Piece(_text(_bytes(fields.get(1, b""))), _FLOAT.unpack(score)[0], _int(fields.get(3, 1)))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -202,6 +206,8 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _varint(value: int) -> bytes:
+    if 0 <= value < 128:
+        return bytes((value,))
     value &= (1 << 64) - 1
     out = bytearray()
     while value > 127:

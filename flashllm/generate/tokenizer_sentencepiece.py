@@ -124,4 +124,5 @@ def _with_roles(model: SentencePieceModel, config: TokenizerConfig) -> SentenceP
                 )
             if token.special and piece.type != PieceType.UNKNOWN:
                 pieces[token.id] = Piece(piece.text, piece.score, PieceType.CONTROL)
-    return dataclasses.replace(model, pieces=tuple(pieces))
+    changed = tuple(pieces)
+    return model if changed == model.pieces else dataclasses.replace(model, pieces=changed)
