@@ -29,7 +29,9 @@ EXACT = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "IQ4_NL
 """The types that lose nothing. MXFP4 loses only scales beyond float16; IQ4_XS, Q8_K and Q4_K round
 their scales, products or float32 numbers, to float16; the others are quantised anew."""
 
-_SAME_CODES = EXACT | {"MXFP4", "IQ4_XS", "Q8_K", "Q4_K"}
+SAME_CODES = EXACT | {"MXFP4", "IQ4_XS", "Q8_K", "Q4_K"}
+"""The types whose codes keep() takes over as they are."""
+
 _PLAIN: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 _NARROW_FIRST = ("q4", "q4m", "q8", "f16", "bf16", "f32")
 
@@ -86,7 +88,7 @@ def keep(raw: Bytes, dtype: str) -> Quantized:
     if dtype in _PLAIN:
         return Quantized(kept, raw.view(_PLAIN[dtype]))
     groups = take_apart(raw, dtype)
-    if dtype in _SAME_CODES and (quantized := _as_codes(groups, kept)):
+    if dtype in SAME_CODES and (quantized := _as_codes(groups, kept)):
         return quantized
     weights = _weights(groups)
     return quantize(weights, kept) if np.isfinite(weights).all() else Quantized("f32", weights)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flashllm import machine
-from flashllm.convert.dtypes import matrix_dtypes
+from flashllm.convert.dtypes import HEAD_DTYPE, head_role, matrix_dtypes
 from flashllm.convert.gguf_blocks import KEPT, wider
 from flashllm.convert.plan import plan_groups
 from flashllm.convert.source import understand
@@ -115,11 +115,12 @@ def guess_dtypes(config: ModelConfig, quant: str) -> dict[str, str]:
     base = _base(quant)
     matrices = {role: shape for role, shape in roles(config).items() if len(shape) == 2}
     dtypes = dict.fromkeys(matrices, base)
-    if quant.lower() == base:  # asked of the converter, which makes no mixtures
+    head = head_role(config)
+    if quant.lower() == base:  # asked of the converter
+        dtypes[head] = HEAD_DTYPE.get(base, base)
         return dtypes
     if "_K" in quant.upper():
         dtypes |= {role: wider(base, "q8") for role, shape in matrices.items() if shape[1] % 256}
-    head = "embed" if config.tied_head else "output"
     dtypes[head] = wider(base, "q8")
     if quant.upper().endswith(("_K_M", "_K_L")):
         n = config.n_layers
@@ -133,7 +134,7 @@ def guess_dtypes(config: ModelConfig, quant: str) -> dict[str, str]:
 def _base(quant: str) -> str:
     """The flash dtype of most matrices of a quantisation."""
     label = quant.upper().removeprefix("UD-")
-    if label.lower() in ("f32", "f16", "bf16", "q8", "q4"):
+    if label.lower() in ("f32", "f16", "bf16", "q8", "q4m", "q4"):
         return label.lower()
     for known in sorted(KEPT, key=len, reverse=True):
         if label == known or label.startswith(f"{known}_"):

@@ -6,7 +6,7 @@ neuron after another. docs/format.md draws both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,22 @@ def pack_tiles(matrix: Quantized, panels: int, tiles: int) -> Bytes:
     return out
 
 
+def unpack_tiles(tiles: Bytes, rows: int, cols: int, dtype: str) -> Quantized:
+    """The q8, q4 or q4m matrix [rows, cols] that pack_tiles made into these tiles."""
+    panels, width = tiles.shape[:2]
+    end = tiles.shape[2] - (64 if dtype == "q4m" else 32)
+    quads = tiles[:, :, :end].reshape(panels, width, -1, TILE_ROWS, 4).transpose(0, 3, 1, 2, 4)
+    codes = quads.reshape(panels * TILE_ROWS, width, -1)
+    if dtype != "q8":
+        codes = np.concatenate([codes & 15, codes >> 4], axis=2)
+    numbers = [
+        np.ascontiguousarray(tiles[:, :, i : i + 32]).view(np.float16).transpose(0, 2, 1)
+        for i in range(end, tiles.shape[2], 32)
+    ]
+    columns = [part.reshape(panels * TILE_ROWS, width)[:rows] for part in numbers]
+    return Quantized(dtype, codes.reshape(panels * TILE_ROWS, -1)[:rows, :cols], *columns)
+
+
 def pack_rows(matrix: Quantized) -> Bytes:
     """Each row of `matrix` as codec `row` has it, width padded to 64: uint8 [rows, bytes]."""
     rows, width = matrix.rows, round_up(matrix.cols, 64)
@@ -77,18 +93,23 @@ def pack_tile_ffn(
 
     gate (None without gates), up [neurons, width] and down [width, neurons] hold the whole part.
     """
+    blocks, tiles = part.units * part.blocks_per_unit, ceil_div(part.width, TILE_COLS)
+    matrices = [up] if gate is None else [gate, up]
+    inputs = [pack_tiles(matrix, 2 * blocks, tiles) for matrix in matrices]
+    yield from join_tiles(inputs, pack_tiles(down, ceil_div(part.width, TILE_ROWS), blocks), part)
+
+
+def join_tiles(inputs: Sequence[Bytes], down: Bytes, part: FFNPart) -> Iterator[Bytes]:
+    """Whole units of a feed-forward in codec `tile` from its matrices' tiles.
+
+    inputs: of the gate if there is one, and of up, uint8 [panels, tiles, bytes]; down: the same
+    neurons' columns, uint8 [panels of the width, blocks, bytes].
+    """
     per_unit = part.blocks_per_unit
-    blocks, tiles = part.units * per_unit, ceil_div(part.width, TILE_COLS)
-    shape = (part.units, per_unit, 1, -1)
-    inputs = [
-        pack_tiles(matrix, 2 * blocks, tiles).reshape(shape)
-        for matrix in (gate, up)
-        if matrix is not None
-    ]
-    downs = pack_tiles(down, ceil_div(part.width, TILE_ROWS), blocks)
-    for unit in range(part.units):
-        panels = np.concatenate([packed[unit] for packed in inputs], axis=1)
-        outputs = downs[:, unit * per_unit : (unit + 1) * per_unit]
+    split = [tiles.reshape(-1, per_unit, 1, 2 * tiles[0].size) for tiles in inputs]
+    for unit in range(len(split[0])):
+        panels = np.concatenate([tiles[unit] for tiles in split], axis=1)
+        outputs = down[:, unit * per_unit : (unit + 1) * per_unit]
         yield np.concatenate([panels.reshape(-1), outputs.reshape(-1)])
 
 

@@ -40,7 +40,7 @@ def test_json(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny_gguf), "--dtype", "q4", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fits"] is True
-    assert told["dtypes"] == ["q4"]
+    assert told["dtypes"] == ["q4", "q8"]
     parts = told["resident_bytes"] + told["kv_bytes"] + told["overhead_bytes"]
     assert told["total_bytes"] == told["smallest_budget"] == parts
 

@@ -145,11 +145,11 @@ def test_odd_sizes(tmp_path: Path, hidden: int, ffn: int, vocab: int) -> None:
 
 
 def test_pieces_of_a_large_matrix_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flashllm.convert import weights
+    from flashllm.convert import units
 
     source = tiny.write_gguf(tmp_path / "m.gguf", dtype="Q8_0", vocab=700)
     whole = convert(source, tmp_path / "whole", dtype="q4", codec="row")
-    monkeypatch.setattr(weights, "PIECE", 2048)
+    monkeypatch.setattr(units, "JOB_WEIGHTS", 2048)
     pieces = convert(source, tmp_path / "pieces", dtype="q4", codec="row")
     for name in ("units-00001.safetensors", "small.safetensors"):
         assert (whole / name).read_bytes() == (pieces / name).read_bytes()
@@ -160,10 +160,12 @@ def test_the_manifest_says_where_it_came_from(tmp_path: Path) -> None:
     target = convert(source, tmp_path / "m")
     model: FlashModel = read_model(target)
     manifest = model.manifest
+    first = min(int(tensor.data_offset) for tensor in gguf.GGUFReader(source).tensors)
     assert manifest.source == {
         "path": "m.gguf",
-        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "format": "gguf",
+        "headers_sha256": hashlib.sha256(source.read_bytes()[:first]).hexdigest(),
+        "files": {"m.gguf": source.stat().st_size},
     }
     assert (manifest.name, manifest.licence) == ("Tiny[31mred", "apache-2.0")
     assert (manifest.codec, manifest.dtype) == ("tile", "keep")

@@ -118,7 +118,7 @@ def test_what_is_no_model_cannot_be_planned(tmp_path: Path) -> None:
         ("Q4_K_S", {"q8"}),  # none of its rows is a multiple of 256
         ("Q4_0", {"q4", "q8"}),
         ("IQ4_XS", {"q8"}),
-        ("q4", {"q4"}),
+        ("q4", {"q4", "q8"}),  # q8 is the head
         ("BF16", {"bf16"}),
     ],
 )
