@@ -110,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _HubHandler(_Handler):
     def do_GET(self) -> None:
+        if self.path.startswith("/api/agent"):  # huggingface_hub asking for itself
+            return self.send(404)
         path = self.note()
         self.fake.tokens.add(self.headers.get("Authorization"))
         if self.fake.status:

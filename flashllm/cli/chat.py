@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from flashllm.cli.options import (
 )
 from flashllm.cli.report import Report
 from flashllm.errors import InvalidInput
+from flashllm.hub.manifests import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from flashllm.cli.settings import Settings
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
 
 
 @click.command("chat")
+@click.argument("named", metavar="[MODEL]", required=False)
 @engine_options
 @sampling_options
 @system_prompt_option
 @session_option
 @stats_option
 def command(
+    named: str | None,
     engine: EngineOptions,
     sampling: SamplingOptions,
     system: str | None,
@@ -44,8 +48,13 @@ def command(
 
     \b
       flashllm chat
+      flashllm chat path/to/model.gguf
       echo "What is the capital of France?" | flashllm chat
     """
+    if named is not None:
+        if engine.model != DEFAULT_MODEL:
+            raise InvalidInput(f"two models: {named} and -m {engine.model}; name one")
+        engine = dataclasses.replace(engine, model=named)
     interactive = sys.stdin.isatty()
     message = "" if interactive else read_stdin()
     from flashllm.cli import opening

@@ -145,7 +145,7 @@ def test_a_file_is_chatted_with_and_found_again(
     first = capsys.readouterr()
     assert f"converting {tiny_gguf} to " in first.err
     pipe()
-    assert main(["chat", "-m", str(tiny_gguf), "--offline", *FAST]) == 0
+    assert main(["chat", str(tiny_gguf), "--offline", *FAST]) == 0
     second = capsys.readouterr()
     assert "converting" not in second.err
     assert second.out == first.out
@@ -160,6 +160,7 @@ def test_a_file_is_chatted_with_and_found_again(
         (["run", "-m", "acme/tiny", "-p", "x", "--offline"], 3, "flashllm pull acme/tiny"),
         (["pull", "qwen3:8b", "--offline"], 3, "Qwen/Qwen3-8B:q4"),
         (["pull", "smollm2:q8"], 2, "one form only"),
+        (["chat", "a.gguf", "-m", "b.gguf"], 2, "two models"),
     ],
 )
 def test_failures_are_one_line(
