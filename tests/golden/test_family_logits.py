@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from family_gguf import INEXPRESSIBLE
-from family_models import golden, variants, write_gguf
+from family_models import golden, variants, write_folder, write_gguf
 
 from flashllm.convert import convert
 from flashllm.model.loader import load_decoder
@@ -16,6 +16,13 @@ TOLERANCE = 1e-4
 """Of the largest logit; measured are 2e-6 at most."""
 
 KV_DTYPES = {"reference": None, "cpu": "f32"}
+
+
+@pytest.mark.parametrize("name", variants())
+def test_a_hugging_face_folder_gives_the_golden_logits(tmp_path: Path, name: str) -> None:
+    model = convert(write_folder(name, tmp_path / "source"), tmp_path / "model")
+    for backend in KV_DTYPES:
+        assert error(name, model, backend) <= TOLERANCE, backend
 
 
 @pytest.mark.parametrize("name", sorted(variants().keys() - INEXPRESSIBLE))
