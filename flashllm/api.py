@@ -21,7 +21,7 @@ from flashllm.hub.workshop import Workshop
 from flashllm.llm import LLM
 from flashllm.model.plan import Plan
 
-Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4"]
+Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 
 
 def load(
@@ -136,16 +136,33 @@ def convert(
     *,
     dtype: Dtype = "keep",
     codec: Literal["tile", "row"] = "tile",
+    pure: bool = False,
+    overwrite: bool = False,
+    restart: bool = False,
+    threads: int | None = None,
     on_progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
 ) -> Path:
     """Make the flash model directory `target` from a GGUF file or a Hugging Face folder.
 
-    It appears whole or not at all. dtype: "keep" holds the weights without loss wherever our
-    dtypes can express them. Raises CorruptModel, UnsupportedModel, DiskFull, ModelIOError,
-    InvalidInput.
+    It appears whole or not at all, and an interrupted conversion is gone on with by the next of
+    the same source, target and options, unless `restart`. dtype: "keep" holds the weights without
+    loss wherever our dtypes can express them; with "q4" and "q4m" the head gets q8, unless `pure`.
+    threads: by default one for each core. on_progress counts bytes.
+
+    Raises ModelNotFound, CorruptModel, UnsupportedModel, DiskFull, ModelIOError, InvalidInput.
     """
     return convert_checkpoint(
-        Path(source), Path(target), dtype=dtype, codec=codec, on_progress=on_progress
+        Path(source),
+        Path(target),
+        dtype=dtype,
+        codec=codec,
+        pure=pure,
+        overwrite=overwrite,
+        restart=restart,
+        threads=threads,
+        on_progress=on_progress,
+        on_message=on_message,
     )
 
 

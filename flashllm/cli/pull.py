@@ -30,7 +30,7 @@ def command(
 
     MODEL is a known name (see `flashllm ls --available`), or OWNER/NAME[:QUANT] of the Hugging
     Face hub. QUANT chooses among GGUF files (Q4_K_M if there is one), or is what to convert
-    safetensors to: keep (the default), q4, q8, f16, bf16, f32.
+    safetensors to: keep (the default), q4, q4m, q8, f16, bf16, f32.
 
     \b
       flashllm pull qwen3-8b

@@ -59,6 +59,7 @@ def stored_foreign(path: Path, workshop: Workshop, dtype: str = "keep") -> Path:
             name=target.name,
             overwrite=target.exists(),
             on_progress=workshop.on_progress,
+            on_message=workshop.say,
         )
         write_origin(target, Origin(str(source), marks))
     return target

@@ -144,6 +144,7 @@ class HubPull:
             name=target.name,
             overwrite=False,
             on_progress=workshop.on_progress,
+            on_message=workshop.say,
         )
         write_origin(target, self._origin(repository, choice))
         if self.keep_download:

@@ -53,6 +53,7 @@ def pull_wheel(name: str, licence: str, source: WheelSource, workshop: Workshop)
                 name=name,
                 overwrite=False,
                 on_progress=workshop.on_progress,
+                on_message=workshop.say,
             )
 
 

@@ -11,7 +11,7 @@ from flashllm.errors import CorruptModel, InvalidInput, ModelNotFound
 from flashllm.formats.hf import CONFIG, INDEX, SINGLE
 from flashllm.formats.refused import refusal_of_folder
 
-DTYPES = ("keep", "f32", "f16", "bf16", "q8", "q4")
+DTYPES = ("keep", "f32", "f16", "bf16", "q8", "q4m", "q4")
 """What a quant means for a safetensors repository: convert.DTYPES."""
 
 PREFERRED = (

@@ -28,6 +28,7 @@ class Converter(Protocol):
         name: str | None,
         overwrite: bool,
         on_progress: Progress | None,
+        on_message: Callable[[str], None] | None,
     ) -> Path: ...
 
 

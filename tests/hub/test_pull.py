@@ -92,6 +92,7 @@ def convert(
     name: str | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
+    on_message: Any = None,
 ) -> Path:
     """Stands in for convert.convert: keeps the bytes, writes the manifest last."""
     assert source.read_bytes() == WEIGHTS
