@@ -195,7 +195,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(edits=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damaged_files_raise_only_our_errors(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
     data = bytearray(write(tmp_path / "m.gguf").read_bytes())

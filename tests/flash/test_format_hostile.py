@@ -214,9 +214,7 @@ json_values = st.recursive(
 )
 
 
-@settings(
-    max_examples=300, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_field_of_the_manifest_replaced(
     model: Path, pristine: Path, data: st.DataObject
@@ -239,9 +237,7 @@ def test_any_field_of_the_manifest_replaced(
     assert all(group.units for group in opened.groups.values())
 
 
-@settings(
-    max_examples=300, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(edits=st.lists(st.tuples(st.integers(0, 8191), st.integers(0, 255)), min_size=1, max_size=4))
 def test_any_bytes_of_the_header_replaced(
     model: Path, pristine: Path, edits: list[tuple[int, int]]

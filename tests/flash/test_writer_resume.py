@@ -141,7 +141,7 @@ def test_a_process_that_dies_at_any_call(
     assert 1 <= n < 500
 
 
-@settings(max_examples=50, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_happens_to_what_is_left(
     tmp_path_factory: pytest.TempPathFactory, whole: dict[str, bytes], data: st.DataObject
@@ -165,9 +165,7 @@ def test_whatever_happens_to_what_is_left(
         assert content(folder / "m") == whole
 
 
-@settings(
-    max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(junk=st.binary(max_size=300))
 def test_any_journal(tmp_path: Path, junk: bytes) -> None:
     (tmp_path / "journal").write_bytes(junk)

@@ -150,7 +150,7 @@ def test_truncated_at_every_byte(tmp_path: Path) -> None:
             read_header(path)
 
 
-@settings(max_examples=400, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=6))
 def test_damaged_bytes_raise_only_our_errors(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
     data = bytearray(small_file())
@@ -165,7 +165,7 @@ def test_damaged_bytes_raise_only_our_errors(tmp_path: Path, edits: list[tuple[i
     assert all(t.offset + t.nbytes <= len(data) for t in read.tensors.values())
 
 
-@settings(max_examples=200, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 400), st.binary(min_size=1, max_size=64))
 def test_spliced_bytes_raise_only_our_errors(tmp_path: Path, place: int, splice: bytes) -> None:
     data = small_file()

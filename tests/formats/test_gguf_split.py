@@ -116,7 +116,7 @@ NUMBERS = st.one_of(st.integers(-5, 5), st.integers(-(1 << 31), 1 << 32 - 1), st
 KEYS = st.sampled_from(["split.no", "split.count", "split.tensors.count"])
 
 
-@settings(max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 2), KEYS, NUMBERS), min_size=1, max_size=3))
 def test_any_numbers_raise_only_our_errors(
     tmp_path: Path, edits: list[tuple[int, str, int | str]]

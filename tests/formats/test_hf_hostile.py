@@ -180,7 +180,7 @@ PLAIN = st.fixed_dictionaries(
 ENTRY = PLAIN | st.fixed_dictionaries({"dtype": JSON, "shape": JSON, "data_offsets": JSON})
 
 
-@settings(max_examples=120, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.sampled_from("abc"), PLAIN | ENTRY | JSON, max_size=3))
 def test_any_header_is_refused_or_as_the_public_library_has_it(
     tmp_path: Path, header: dict[str, Any]
@@ -197,7 +197,7 @@ def test_any_header_is_refused_or_as_the_public_library_has_it(
     assert spans[-1][1] == (folder / SINGLE).stat().st_size
 
 
-@settings(max_examples=300, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from([CONFIG, INDEX, SHARD]),
     st.integers(0, 1 << 14),
@@ -223,7 +223,7 @@ def test_damaged_files_raise_only_our_errors(
         file.write_bytes(whole)
 
 
-@settings(max_examples=150, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from([CONFIG, INDEX]), JSON)
 def test_any_json_raises_only_our_errors(tmp_path: Path, name: str, value: Any) -> None:
     folder = tmp_path / "m"

@@ -29,7 +29,7 @@ SCALAR = (
 VALUE = SCALAR | st.none() | st.lists(SCALAR, max_size=4) | st.binary(max_size=4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(METADATA)), st.data())
 def test_any_metadata_is_refused_or_works(kind: str, data: st.DataObject) -> None:
     metadata = dict(METADATA[kind])

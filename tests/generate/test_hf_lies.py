@@ -77,7 +77,7 @@ KEYS = {
 }  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(KEYS)), st.data())
 def test_any_json_is_refused_or_works(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject

@@ -57,7 +57,7 @@ def test_at_the_limit_of_the_dtype(dtype: str) -> None:
     assert np.isfinite(dequantize(quantize(w, dtype))).all()
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.lists(st.integers(0, (1 << 16) - 1), min_size=64, max_size=64),
     dtype=st.sampled_from(["q8", "q4", "q4m"]),
