@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
 from tokenizers import AddedToken as LibraryToken
@@ -14,6 +13,7 @@ from flashllm.generate.gguf_tokens import GGUFTokens, text
 from flashllm.generate.pretokenizers import pre_tokenizer_of
 from flashllm.generate.sentencepiece_model import (
     BPE,
+    SPACE,
     UNIGRAM,
     Piece,
     PieceType,
@@ -105,28 +105,23 @@ def _sentencepiece(
 
     Tokens of type USER_DEFINED were added to the vocabulary by Hugging Face's tokenizers
     (github.com/ggml-org/llama.cpp, conversion/base.py), by whose rules they are found: the text
-    between them is tokenised as texts of their own.
+    between them is tokenised as texts of their own, each with the prefix. Without a prefix that is
+    what SentencePiece does with symbols of its own, for which spaces are written U+2581 again.
     """
     unknown = _unknown(tokens)
-    pieces = [
-        Piece(content or f"[EMPTY_{i}]", score, _role(tokens, i, unknown))
-        for i, (content, score) in enumerate(zip(tokens.texts, tokens.scores(), strict=True))
-    ]
+    prefix = tokens.flag("add_space_prefix", space_prefix)
+    texts = tokens.texts if prefix else _own_symbols(tokens)
     model = SentencePieceModel(
-        pieces=tuple(pieces),
+        pieces=tuple(
+            Piece(content or f"[EMPTY_{i}]", score, _role(tokens, i, unknown))
+            for i, (content, score) in enumerate(zip(texts, tokens.scores(), strict=True))
+        ),
         algorithm=algorithm,
         byte_fallback=PieceType.BYTE in tokens.types,
-        add_dummy_prefix=tokens.flag("add_space_prefix", space_prefix),
+        add_dummy_prefix=prefix,
         remove_extra_whitespaces=tokens.flag("remove_extra_whitespaces", False),
         charsmap=tokens.charsmap(),
     )
-    added = [AddedToken(i, pieces[i].text) for i in tokens.of_type(PieceType.USER_DEFINED)]
-    if tokens.metadata.get("general.architecture") == "phi3":
-        added = [dataclasses.replace(token, rstrip=True) for token in added] + [
-            AddedToken(i, pieces[i].text, special=True, rstrip=True)
-            for i in tokens.of_type(PieceType.CONTROL)
-            if pieces[i].text not in _PHI3_KEEPS_SPACE
-        ]
     config = TokenizerConfig(
         kind="sentencepiece",
         bos_id=tokens.special.get("bos"),
@@ -134,9 +129,32 @@ def _sentencepiece(
         eos_ids=tokens.ends,
         add_bos=tokens.flag("add_bos_token", add_bos),
         unk_id=unknown,
-        added_tokens=tuple(added),
+        added_tokens=_added(tokens) if prefix else (),
     )
     return "tokenizer.model", config, write_model(model)
+
+
+def _own_symbols(tokens: GGUFTokens) -> list[str]:
+    """The texts, with spaces as SentencePiece writes them in symbols of its own."""
+    texts = list(tokens.texts)
+    taken = set(texts)
+    for i in tokens.of_type(PieceType.USER_DEFINED):
+        escaped = texts[i].replace(" ", SPACE)
+        if escaped not in taken:
+            texts[i] = escaped
+            taken.add(escaped)
+    return texts
+
+
+def _added(tokens: GGUFTokens) -> tuple[AddedToken, ...]:
+    """The tokens that are found before SentencePiece looks, but for plain control tokens."""
+    phi3 = tokens.metadata.get("general.architecture") == "phi3"
+    kinds = (PieceType.USER_DEFINED, PieceType.CONTROL) if phi3 else (PieceType.USER_DEFINED,)
+    return tuple(
+        AddedToken(i, tokens.texts[i], special=tokens.types[i] == PieceType.CONTROL, rstrip=phi3)
+        for i in tokens.of_type(*kinds)
+        if tokens.texts[i] and not (phi3 and tokens.texts[i] in _PHI3_KEEPS_SPACE)
+    )
 
 
 _PHI3_KEEPS_SPACE = frozenset({"<s>", "<unk>", "<|endoftext|>"})
@@ -154,13 +172,12 @@ def _unknown(tokens: GGUFTokens) -> int:
 
 
 def _role(tokens: GGUFTokens, i: int, unknown: int) -> int:
-    """SentencePiece's type for token i: what is found before it looks, it never makes."""
+    """SentencePiece's type for token i."""
     if i == unknown:
         return PieceType.UNKNOWN
-    kind = tokens.types[i]
-    if kind in (PieceType.USER_DEFINED, PieceType.UNKNOWN) or not tokens.texts[i]:
+    if tokens.types[i] == PieceType.UNKNOWN or not tokens.texts[i]:
         return PieceType.UNUSED
-    return kind
+    return tokens.types[i]
 
 
 _MAKERS: dict[str, Callable[[GGUFTokens], _Made]] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flashllm.generate.tokenizer import Tokenizer
+from flashllm.generate.tokenizer import Tokenizer, files_from_hf
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +32,20 @@ def test_ids_equal_the_published_tokenisers(
     assert len(records) >= 1000
     wrong = [r["text"] for r in records if tokenizer.encode(r["text"]) != r["ids"]]
     assert wrong == []
+
+
+def test_ids_from_a_hugging_face_folder_are_the_same(
+    model_path: Path, records: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    known = json.loads((model_path / "tokenizer.json").read_bytes())
+    # As the authors' tokenizer.json has it; see tools/reference_tokenizer.py.
+    words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    steps = [{"type": "Digits", "individual_digits": True}, {**words, "use_regex": True}]
+    published = {**known, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(published))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    tokenizer = Tokenizer.from_files(files_from_hf(tmp_path))
+    assert [r["text"] for r in records if tokenizer.encode(r["text"]) != r["ids"]] == []
 
 
 def test_text_comes_back_from_its_ids(tokenizer: Tokenizer, records: list[dict[str, Any]]) -> None:
