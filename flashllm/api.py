@@ -135,9 +135,8 @@ def convert(
     target: str | Path,
     *,
     dtype: Dtype = "keep",
-    codec: Literal["tile", "row"] = "tile",
     pure: bool = False,
-    overwrite: bool = False,
+    codec: Literal["tile", "row"] = "tile",
     restart: bool = False,
     threads: int | None = None,
     on_progress: Progress | None = None,
@@ -145,20 +144,17 @@ def convert(
 ) -> Path:
     """Make the flash model directory `target` from a GGUF file or a Hugging Face folder.
 
-    It appears whole or not at all, and an interrupted conversion is gone on with by the next of
-    the same source, target and options, unless `restart`. dtype: "keep" holds the weights without
-    loss wherever our dtypes can express them; with "q4" and "q4m" the head gets q8, unless `pure`.
-    threads: by default one for each core. on_progress counts bytes.
-
-    Raises ModelNotFound, CorruptModel, UnsupportedModel, DiskFull, ModelIOError, InvalidInput.
+    It appears whole or not at all; interrupted, the next call with the same arguments goes on,
+    unless it is to restart. dtype: "keep" holds the weights without loss wherever our dtypes can
+    express them; "q4" and "q4m" leave the output matrix in q8 unless `pure`. threads: all cores by
+    default. Raises CorruptModel, UnsupportedModel, DiskFull, ModelIOError, InvalidInput.
     """
     return convert_checkpoint(
         Path(source),
         Path(target),
         dtype=dtype,
-        codec=codec,
         pure=pure,
-        overwrite=overwrite,
+        codec=codec,
         restart=restart,
         threads=threads,
         on_progress=on_progress,

@@ -1,8 +1,9 @@
-"""flashllm convert: a GGUF file becomes a model in the flash format."""
+"""flashllm convert: a checkpoint becomes a model in the flash format."""
 
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -13,19 +14,21 @@ from flashllm.errors import InvalidInput
 from flashllm.hub import store
 from flashllm.sizes import format_size
 
-Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4"]
+Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 Codec = Literal["tile", "row"]
 
 
 @click.command("convert")
-@click.argument("source", metavar="FILE.gguf")
+@click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="[FOLDER]", required=False)
 @click.option(
     "--dtype",
-    type=click.Choice(["keep", "f32", "f16", "bf16", "q8", "q4"]),
+    type=click.Choice(["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]),
     default="keep",
-    help="Weights as they are (keep), or requantised; the loss is measured. [default: keep]",
+    help="Weights as they are (keep), or requantised; the loss is measured. q4: 4.5 bits a weight, "
+    "q4m: 5, with a minimum; both keep the output matrix in q8. [default: keep]",
 )
+@click.option("--pure", is_flag=True, help="The output matrix in --dtype as well.")
 @click.option(
     "--codec",
     type=click.Choice(["tile", "row"]),
@@ -33,26 +36,79 @@ Codec = Literal["tile", "row"]
     help="Inner layout: tile for dense models, row for ReLU-sparse ones. [default: tile]",
 )
 @click.option("--name", metavar="NAME", help="Name in the store. [default: from the file's name]")
-def command(source: str, target: str | None, dtype: Dtype, codec: Codec, name: str | None) -> None:
-    """Convert the GGUF file FILE.gguf to the flash format. Prints the folder.
+@click.option("--restart", is_flag=True, help="Drop what an interrupted conversion has done.")
+@click.option(
+    "-t", "--threads", type=click.IntRange(1), metavar="N", help="Threads. [default: all cores]"
+)
+def command(
+    source: str,
+    target: str | None,
+    dtype: Dtype,
+    pure: bool,
+    codec: Codec,
+    name: str | None,
+    restart: bool,
+    threads: int | None,
+) -> None:
+    """Convert SOURCE, a GGUF file or a Hugging Face folder, to the flash format.
 
-    Without FOLDER it goes to the store, where `flashllm chat -m NAME` finds it. The source is only
-    read; a conversion that is interrupted leaves nothing behind.
+    Prints the folder. Without FOLDER it goes to the store, where `flashllm chat -m NAME` finds it.
+    The source is only read. If it is interrupted, the same command goes on; `flashllm rm NAME`
+    removes what it left in the store.
     """
     path = Path(source).expanduser()
     folder = Path(target).expanduser() if target else store.place_for(name or name_of(path))
     if folder.exists():
         raise InvalidInput(f"{folder} exists already; name another place, or remove it first")
     from flashllm import api
+    from flashllm.flash.format import read_manifest
+    from flashllm.flash.partial import partial_folder
 
+    start = time.monotonic()
     with Report() as report:
         report.message(f"converting {path} to {folder}")
-        result = api.convert(path, folder, dtype=dtype, codec=codec, on_progress=report.progress)
+        try:
+            result = api.convert(
+                path,
+                folder,
+                dtype=dtype,
+                pure=pure,
+                codec=codec,
+                restart=restart,
+                threads=threads,
+                on_progress=report.bytes,
+                on_message=lambda text: click.echo(text, err=True),
+            )
+        except KeyboardInterrupt:
+            report.clear()
+            if partial_folder(folder).exists():
+                click.echo("what is done is kept: the same command goes on with it", err=True)
+            raise
+    manifest = read_manifest(result)
     size = sum(file.stat().st_size for file in result.iterdir())
-    click.echo(f"{path.name} → {format_size(size)}", err=True)
+    read, seconds = sum(manifest.source["files"].values()), time.monotonic() - start
+    click.echo(
+        f"{path.name}, {format_size(read)} → {format_size(size)}, {describe_loss(manifest.loss)}, "
+        f"{seconds:.1f} s, {read / seconds / 1e9:.2f} GB/s",
+        err=True,
+    )
     click.echo(result)
 
 
+def describe_loss(loss: dict[str, float] | None) -> str:
+    """What the weights lost, in a few words.
+
+    >>> describe_loss({"ffn_up": 0.0754, "attn_v": 0.0798})
+    'weights off by 7.5 % (ffn_up) to 8.0 % (attn_v)'
+    """
+    if not loss:
+        return "no weight changed"
+    least, most = (choose(loss, key=lambda role: loss[role]) for choose in (min, max))
+    told = f"weights off by {100 * loss[least]:.2g} % ({least})"
+    return told if least == most else f"{told} to {100 * loss[most]:.2g} % ({most})"
+
+
 def name_of(path: Path) -> str:
-    """A name for the store, made of the file's."""
-    return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "model"
+    """A name for the store, made of the file's or folder's."""
+    stem = path.absolute().name if path.is_dir() else path.stem
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"

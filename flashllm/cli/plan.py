@@ -15,7 +15,7 @@ from flashllm.sizes import format_size
 if TYPE_CHECKING:
     from flashllm.model.plan import Plan
 
-Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4"]
+Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 
 
 @click.command("plan")
@@ -37,7 +37,7 @@ Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4"]
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["keep", "f32", "f16", "bf16", "q8", "q4"]),
+    type=click.Choice(["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]),
     default="keep",
     help="What the weights would be converted to. [default: keep, or what is recommended]",
 )
