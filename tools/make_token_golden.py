@@ -45,7 +45,7 @@ def main() -> None:
         for line, text in zip(lines, texts, strict=True)
     ]
     if options.peer:
-        for record, ids in zip(records, peer_ids(options, texts), strict=True):
+        for record, ids in zip(records, peer_ids(options.peer, options.gguf, texts), strict=True):
             if ids != record["ids"]:
                 record["llama_cpp"] = ids
         report_differences(records, tokenizer.id_to_token)
@@ -54,16 +54,16 @@ def main() -> None:
     print(f"{OUT}: {len(records)} lines, {count} ids, {OUT.stat().st_size:,} bytes")
 
 
-def peer_ids(options: argparse.Namespace, texts: list[str]) -> list[list[int]]:
-    """The ids llama.cpp gives to `texts`."""
+def peer_ids(peer: Path, vocabulary: Path, texts: list[str]) -> list[list[int]]:
+    """The ids that llama.cpp, built in `peer`, gives to `texts`; no control token among them."""
     with tempfile.TemporaryDirectory() as temporary:
         source, out = Path(temporary) / "texts", Path(temporary) / "ids"
         data = [text.encode() for text in texts]
         source.write_bytes(b"".join(struct.pack("<i", len(each)) + each for each in data))
-        program = options.peer / "bin" / "llama_tokens"
-        subprocess.run([program, options.gguf, source, out], check=True)
+        program = peer / "bin" / "llama_tokens"
+        subprocess.run([program, vocabulary, source, out], check=True, stderr=subprocess.DEVNULL)
         numbers = iter(value for (value,) in struct.iter_unpack("<i", out.read_bytes()))
-    return [[next(numbers) for _ in range(count)] for count in numbers]
+        return [[next(numbers) for _ in range(count)] for count in numbers]
 
 
 def report_differences(records: list[dict[str, Any]], name: Any) -> None:
