@@ -143,10 +143,11 @@ class Downloads:
                 hasher.update(piece)
                 advance(len(piece))
                 have += len(piece)
-            for piece in hub.stream(self.repository, file, have):
-                out.write(piece)
-                hasher.update(piece)
-                advance(len(piece))
+            with contextlib.closing(hub.stream(self.repository, file, have)) as pieces:
+                for piece in pieces:
+                    out.write(piece)
+                    hasher.update(piece)
+                    advance(len(piece))
         return hasher.hexdigest()
 
 

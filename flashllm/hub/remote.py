@@ -7,10 +7,11 @@ huggingface_hub, file_download.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from urllib.parse import quote
 
 from huggingface_hub import HfApi, ModelCardData, constants, get_session, hf_raise_for_status
@@ -94,8 +95,10 @@ class Hub:
 
     def stream(
         self, repository: Repository, file: RepoFile, first: int = 0, end: int | None = None
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """Bytes first .. end of a file in pieces, going on where a broken connection ended.
+
+        Closing it, be it early, closes the connection.
 
         Raises DownloadError when several attempts in a row brought nothing, ModelNotFound, or
         CorruptModel if the hub now says another size.
@@ -106,10 +109,11 @@ class Hub:
         while position < end:
             problem: Exception | None = None
             try:
-                for piece in self._request(repository, file, position, end):
-                    position += len(piece)
-                    failures = 0
-                    yield piece
+                with contextlib.closing(self._request(repository, file, position, end)) as pieces:
+                    for piece in pieces:
+                        position += len(piece)
+                        failures = 0
+                        yield piece
             except (OSError, _HTTP_ERROR) as error:
                 if not _may_pass(error):
                     raise self._failure(error, repository.repo, repository.commit) from None
@@ -127,7 +131,7 @@ class Hub:
 
     def _request(
         self, repository: Repository, file: RepoFile, first: int, end: int
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """What one request brings of bytes first .. end."""
         url = (
             f"{self.endpoint}/{repository.repo}/resolve/"

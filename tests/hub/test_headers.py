@@ -50,7 +50,9 @@ def test_a_hub_that_sends_too_little_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.gguf", "model.safetensors"])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_bytes_are_one_of_our_errors_or_a_view(
     tmp_path: Path, name: str, data: st.DataObject
