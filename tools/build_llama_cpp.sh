@@ -42,7 +42,7 @@ barrier='__asm__ volatile("" : : "r"(\&tc) : "memory");'
 grep -q 'asm__ volatile("" : : "r"(&tc)' "$amx" ||
   sed -i "s/^    _tile_loadconfig(&tc);/    $barrier\n&/" "$amx"
 PATH=$dir/env/bin:$PATH
-targets=(llama-bench llama-perplexity llama-tokenize)
+targets=(llama-bench llama-perplexity llama-quantize llama-tokenize)
 cmake -G Ninja -S "$source" -B "$build" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
   -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
   -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF >"$dir/cmake.log"

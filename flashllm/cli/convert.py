@@ -99,7 +99,7 @@ def describe_loss(loss: dict[str, float] | None) -> str:
     """What the weights lost, in a few words.
 
     >>> describe_loss({"ffn_up": 0.0754, "attn_v": 0.0798})
-    'weights off by 7.5 % (ffn_up) to 8.0 % (attn_v)'
+    'weights off by 7.5 % (ffn_up) to 8 % (attn_v)'
     """
     if not loss:
         return "no weight changed"

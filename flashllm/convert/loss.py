@@ -17,8 +17,8 @@ Lost = tuple[float, float]
 
 def lost_between(before: Floats, after: Floats) -> Lost:
     """What was lost when weights that were `before` became `after`."""
-    error = np.square(before - after).sum(dtype=np.float64)
-    return float(error), float(np.square(before).sum(dtype=np.float64))
+    error = np.square(before - after, dtype=np.float64).sum()
+    return float(error), float(np.square(before, dtype=np.float64).sum())
 
 
 class Loss:
