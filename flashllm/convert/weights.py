@@ -129,6 +129,7 @@ class Weights:
         before = np.concatenate([exact(raw, kind) for raw in raws])
         if not np.isfinite(before).all():
             raise _not_finite(places[0][0])
+        self._check_limit(float(np.abs(before).max(initial=0)), role)
         after = _stacked([keep(raw, kind) for raw in raws])
         return after, lost_between(before, dequantize(after))
 

@@ -13,6 +13,7 @@ from flashllm.convert.gguf_blocks import EXACT, KEPT, SAME_CODES, exact, keep
 from flashllm.convert.reading import TensorReader
 from flashllm.convert.source import Rows
 from flashllm.convert.weights import Weights
+from flashllm.errors import UnsupportedModel
 from flashllm.flash.codecs import pack_tiles, unpack_tiles
 from flashllm.flash.layout import ceil_div
 from flashllm.flash.quantize import LIMITS, Quantized, dequantize, quantize
@@ -46,12 +47,12 @@ def packed(matrix: Quantized) -> np.ndarray:
 def test_every_type_in_every_dtype(tmp_path: Path, dtype: str, wanted: str) -> None:
     raw = random_blocks(dtype, largest=0.01, rows=ROWS)
     before = exact(raw, dtype)
-    if np.abs(before).max() > LIMITS.get(wanted, np.inf):
-        pytest.skip("beyond the dtype: test_convert_faults has these")
-    if dtype in SAME_CODES and KEPT[dtype] == wanted and keep(raw, dtype).dtype == wanted:
-        expected = keep(raw, dtype)
-    else:
-        expected = quantize(before, wanted)
+    kept = KEPT[dtype] == wanted and dtype in SAME_CODES
+    if np.abs(before).max() > LIMITS.get(wanted, np.inf) and dtype not in EXACT:
+        with pytest.raises(UnsupportedModel, match=f"w: weights are too large for {wanted}"):
+            weights_of(tmp_path, {dtype: raw}, wanted).tiles("w", 0, ROWS)
+        return
+    expected = keep(raw, dtype) if kept else quantize(before, wanted)
     weights = weights_of(tmp_path, {dtype: raw}, wanted)
     tiles, (error, power) = weights.tiles("w", 0, ROWS)
     np.testing.assert_array_equal(tiles, packed(expected))
