@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def test_a_process_that_dies_at_any_call(
     real = getattr(home, call)
     for n in range(1000):
         target = tmp_path / f"m{n}"
-        child = os.fork()
+        with warnings.catch_warnings(action="ignore"):  # of threads, of which none matters here
+            child = os.fork()
         if child == 0:
             calls = iter(range(1 << 30))
 
@@ -138,7 +140,8 @@ def test_a_process_that_dies_at_any_call(
         assert found == whole
         if not died:
             break
-    assert 1 <= n < 500
+    assert n < 500
+    assert n or call == "pwrite"  # not every file system can write past the page cache
 
 
 @settings(max_examples=50, suppress_health_check=list(HealthCheck))
