@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
 
-from tokenizers import Encoding, Tokenizer, pre_tokenizers
+from tokenizers import Encoding, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from flashllm.errors import CorruptModel
 from flashllm.generate.sentencepiece_model import BYTE_NAMES, SPACE
@@ -25,6 +27,7 @@ def _byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
+_FIRST = b'"prepend_scheme":"first"'
 _BYTE_OF = _byte_alphabet()
 
 
@@ -54,6 +57,7 @@ class JSONEngine:
             self._tokenizer.no_padding()
             added = self._tokenizer.get_added_tokens_decoder()
             vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+            self._within = _without_prefix(self._tokenizer.pre_tokenizer)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         if not 0 < self.vocab_size <= MAX_VOCABULARY:
             raise CorruptModel(f"{where}: a vocabulary of {self.vocab_size} tokens")
@@ -66,7 +70,6 @@ class JSONEngine:
         self._prefix = " " if config.add_prefix_space else ""
         self._alphabet = config.kind == "byte-level-bpe"
         self._bytes = BYTE_NAMES if config.byte_fallback else {}
-        self._once = _prefixes_once(self._tokenizer.pre_tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none of them a control token."""
@@ -123,26 +126,26 @@ class JSONEngine:
     def _run(self, text: str, *, special: bool, first: bool) -> Encoding:
         with self._lock, library_errors(self._where):
             self._tokenizer.encode_special_tokens = not special
-            if self._once is None or first:
+            if self._within is None or first:
                 return self._tokenizer.encode(text, add_special_tokens=False)
-            self._once.prepend_scheme = "never"
+            usual = self._tokenizer.pre_tokenizer
+            self._tokenizer.pre_tokenizer = self._within
             try:
                 return self._tokenizer.encode(text, add_special_tokens=False)
             finally:
-                self._once.prepend_scheme = "first"
+                self._tokenizer.pre_tokenizer = usual
 
 
-def _prefixes_once(
-    pre_tokenizer: pre_tokenizers.PreTokenizer | None,
-) -> pre_tokenizers.Metaspace | None:
-    """The part of `pre_tokenizer` that puts a space before the beginning of a text only."""
-    parts: Iterable[Any] = [pre_tokenizer]
-    if isinstance(pre_tokenizer, pre_tokenizers.Sequence):
-        parts = cast(Iterable[Any], pre_tokenizer)  # its items are found by index only
-    for part in parts:
-        if isinstance(part, pre_tokenizers.Metaspace) and part.prepend_scheme == "first":
-            return part
-    return None
+def _without_prefix(usual: PreTokenizer | None) -> PreTokenizer | None:
+    """`usual` for what does not begin a text, if it treats the beginning apart, else None."""
+    # By way of its JSON: until tokenizers 0.22 the parts of a Sequence that was read have no end.
+    state: bytes = b"" if usual is None else usual.__getstate__()
+    if _FIRST not in state:
+        return None
+    empty = json.loads(Tokenizer(BPE()).to_str())
+    empty["pre_tokenizer"] = json.loads(state.replace(_FIRST, b'"prepend_scheme":"never"'))
+    within: PreTokenizer = Tokenizer.from_str(json.dumps(empty)).pre_tokenizer
+    return within
 
 
 def _line(error: BaseException) -> str:
