@@ -78,6 +78,15 @@ class HFSettings:
                 found.append(token)
         return list(dict.fromkeys(found))
 
+    def vocab_size(self) -> int | None:
+        """The number of tokens that the model knows; None if config.json does not say."""
+        text = self.model.get("text_config")
+        for source in (self.model, text if isinstance(text, dict) else {}):
+            if type(source.get("vocab_size")) is int:
+                size: int = source["vocab_size"]
+                return size
+        return None
+
     def flag(self, name: str) -> bool | None:
         """A flag of tokenizer_config.json; None if absent. Raises CorruptModel if it is no flag."""
         value = self.tokenizer.get(name)
@@ -91,7 +100,8 @@ class HFSettings:
     def added_tokens(self) -> list[AddedToken]:
         """The added tokens that the settings list, by id: added_tokens_decoder, or its elder.
 
-        Those named as special tokens are special. Raises CorruptModel for what is not a list.
+        Those named as special tokens are special. Those that the model does not know are left out
+        (Gemma 3's is for images). Raises CorruptModel for what is not a list.
         """
         where = str(self.folder / "tokenizer_config.json")
         table = self.tokenizer.get("added_tokens_decoder")
@@ -111,7 +121,9 @@ class HFSettings:
             made.append(
                 dataclasses.replace(token, special=token.special or token.content in special)
             )
-        return sorted(made, key=lambda token: token.id)
+        limit = self.vocab_size()
+        known = (token for token in made if limit is None or token.id < limit)
+        return sorted(known, key=lambda token: token.id)
 
     def _special_contents(self) -> set[str]:
         found = {self.content(name) for name in ("bos", "eos", "unk", "pad")}

@@ -46,12 +46,13 @@ class Vocabulary:
 
 
 def read_vocabulary(
-    data: bytes, where: str, added: list[AddedToken], special: set[str]
+    data: bytes, where: str, added: list[AddedToken], special: set[str], limit: int | None = None
 ) -> Vocabulary:
     """Check a tokenizer.json and add what the folder's settings say of its tokens.
 
     added: tokens, with flags that override the file's. special: the texts of tokens that must be
-    control tokens. Truncation, padding and dropout, which are for training, are taken out.
+    control tokens. limit: added tokens from this id on are dropped. Truncation, padding and
+    dropout, which are for training, are taken out.
 
     Raises CorruptModel, or UnsupportedModel for models and decoders that flashllm cannot stream.
     """
@@ -67,6 +68,7 @@ def read_vocabulary(
     spelling = _spelling(document.get("decoder"), where)
     tokens = _model_tokens(model, where)
     table = _added_table(document.get("added_tokens"), where)
+    table = {i: entry for i, entry in table.items() if limit is None or i < limit}
     for token in added:
         old = table.get(token.id, {})
         table[token.id] = {**old, **_entry(token), "normalized": old.get("normalized", False)}

@@ -99,7 +99,9 @@ class Tokenizer:
 
         special: control tokens written in the text become their ids. Without it no text, whatever
         it says, yields a control token. hidden: code points of characters that stand for text in
-        which nothing is a control token even so. add_bos: put bos_id first, if the model wants one.
+        which nothing is a control token even so. add_bos: put bos_id first, if the model wants one
+        and the text does not begin with it.
+
         Lone surrogates (undecodable bytes read with "surrogateescape") count as U+FFFD each.
         """
         text = replace_surrogates(text)
@@ -108,7 +110,9 @@ class Tokenizer:
             ids = self._engine.encode_special(text, meanings)
         else:
             ids = self._engine.encode(text)
-        return [self.bos_id, *ids] if add_bos and self.add_bos and self.bos_id is not None else ids
+        if add_bos and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            return [self.bos_id, *ids]
+        return ids
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of `ids`; control tokens are left out unless `special`.

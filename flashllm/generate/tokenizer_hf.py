@@ -89,12 +89,13 @@ def _from_json(settings: HFSettings, data: bytes) -> tuple[TokenizerConfig, byte
     contents = {settings.content(name) for name in ("bos", "eos", "pad", "unk")} - {None}
     special = {content for content in contents if content}
     added = settings.added_tokens()
-    vocabulary = hf_vocabulary.read_vocabulary(data, where, added, special)
+    limit = settings.vocab_size()
+    vocabulary = hf_vocabulary.read_vocabulary(data, where, added, special, limit)
     config = _config(settings, vocabulary)
     by_id = {i: content for content, i in vocabulary.ids.items()}
     ends = {by_id[i] for i in config.eos_ids}
     if not ends <= vocabulary.controls.keys():  # as bare words they could be in a user's text
-        vocabulary = hf_vocabulary.read_vocabulary(data, where, added, special | ends)
+        vocabulary = hf_vocabulary.read_vocabulary(data, where, added, special | ends, limit)
     return config, vocabulary.data
 
 

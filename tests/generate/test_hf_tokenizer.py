@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,31 @@ def test_flags_of_added_tokens_are_kept_and_overridden(folder: Path) -> None:
     assert ours.decode([320, 321]) == "<think><tool>"
 
 
+def test_tokens_that_the_model_does_not_know_are_left_out(folder: Path) -> None:
+    added = [*BYTE_LEVEL["added_tokens"], spm.added(320, "<image>", special=True)]
+    files = {
+        "tokenizer.json": {**BYTE_LEVEL, "added_tokens": added},
+        "tokenizer_config.json": {"added_tokens_decoder": {"320": {"content": "<image>"}}},
+        "config.json": {"text_config": {"vocab_size": 320}},
+    }
+    ours = Tokenizer.from_files(files_from_hf(spm.write_folder(folder, files)))
+    assert ours.vocab_size == 320
+    assert ours.decode(ours.encode("<image>", special=True)) == "<image>"
+
+
+def test_any_thread_may_use_it(folder: Path) -> None:
+    ours = Tokenizer.from_files(write(folder, DOCUMENTS["llama 2"]))
+
+    def work(i: int) -> list[list[int]]:
+        special = bool(i % 2)
+        return [ours.encode(f"<s>{x}\U00100000", special=special, hidden={0x100000: "<s>"})
+                for x in spm.lines()[:100]]  # fmt: skip
+
+    alone = [work(0), work(1)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(8))) == alone * 4
+
+
 @pytest.mark.parametrize(
     ("settings", "processor", "add_bos"),
     [
@@ -193,6 +219,7 @@ def test_whether_a_text_begins_with_bos(
     )
     a = ours.encode("a")
     assert ours.encode("a", add_bos=True) == ([1, *a] if add_bos else a)
+    assert ours.encode("<|im_start|>a", special=True, add_bos=True) == [1, *a]
 
 
 def test_ids_come_from_names_and_then_from_configs(folder: Path) -> None:
