@@ -65,6 +65,12 @@ def command(
     from flashllm.flash.partial import partial_folder
 
     start = time.monotonic()
+    told: list[str] = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        click.echo(text, err=True)
+
     with Report() as report:
         report.message(f"converting {path} to {folder}")
         try:
@@ -77,7 +83,7 @@ def command(
                 restart=restart,
                 threads=threads,
                 on_progress=report.bytes,
-                on_message=lambda text: click.echo(text, err=True),
+                on_message=tell,
             )
         except KeyboardInterrupt:
             report.clear()
@@ -87,9 +93,11 @@ def command(
     manifest = read_manifest(result)
     size = sum(file.stat().st_size for file in result.iterdir())
     read, seconds = sum(manifest.source["files"].values()), time.monotonic() - start
+    # What an earlier run did is no merit of this one's.
+    rate = "" if told else f", {read / seconds / 1e9:.2f} GB/s"
     click.echo(
         f"{path.name}, {format_size(read)} → {format_size(size)}, {describe_loss(manifest.loss)}, "
-        f"{seconds:.1f} s, {read / seconds / 1e9:.2f} GB/s",
+        f"{seconds:.1f} s{rate}",
         err=True,
     )
     click.echo(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,15 @@ def test_an_interrupted_conversion_goes_on(
     told = capsys.readouterr()
     assert "going on after 4 of 5 groups of an earlier conversion" in told.err
     assert "weights off by" in told.err
-    assert "GB/s" in told.err
+    assert "GB/s" not in told.err, "the rate of a part, told as that of the whole"
     assert Path(told.out.strip()).is_dir()
+
+
+def test_a_whole_conversion_tells_its_rate(
+    tiny_gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(tiny_gguf), "--dtype", "q4"]) == 0
+    assert re.search(r"[0-9.]+ s, [0-9.]+ GB/s$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_or_starts_over(
