@@ -90,7 +90,7 @@ class Plan:
         )
         if self.largest_context:
             advice = f"a context of {self.largest_context} tokens would fit (-c)"
-        elif self.weight_bytes and {"f32", "f16", "bf16", "q8"} & set(self.dtypes):
+        elif self.dtypes[:1] and self.dtypes[0] not in ("q4", "q4m"):
             advice = "fewer bits (--dtype q4) or more memory would help"
         else:
             advice = "more memory or a smaller model would help"

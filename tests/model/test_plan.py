@@ -63,7 +63,7 @@ def test_verdicts_say_what_to_do() -> None:
     assert make("12GB").verdict == "fits: needs 6.4 GB of the 12 GB allowed"
     assert "a context of " in make("5GB").verdict
     assert "fewer bits" in make("1GB").verdict
-    assert "smaller model" in make("1GB", dtypes=("q4",)).verdict
+    assert "smaller model" in make("1GB", dtypes=("q4", "q8")).verdict
     for budget in ("12GB", "5GB", "1GB", "0.5x"):
         made = make(budget)
         assert made.verdict.startswith("fits" if made.fits else "does not fit")
