@@ -92,8 +92,12 @@ def plan(
         return plan_model(store.find(model))  # an error that says what there is
     found: list[Plan] = []
 
-    def plan_view(source: Path, dtype: str) -> Plan:
-        found.append(plan_checkpoint(source, dtype=dtype, mem_budget=mem_budget, n_ctx=n_ctx))
+    def plan_view(source: Path, dtype: str, fetched: int) -> Plan:
+        found.append(
+            plan_checkpoint(
+                source, dtype=dtype, fetched=fetched, mem_budget=mem_budget, n_ctx=n_ctx
+            )
+        )
         return found[-1]
 
     HubPull(reference, Workshop(convert_checkpoint, plan_view), offline=is_offline()).plan()
@@ -165,7 +169,7 @@ def convert(
 def _workshop(on_progress: Progress | None, on_message: Callable[[str], None] | None) -> Workshop:
     return Workshop(
         convert_checkpoint,
-        lambda source, dtype: plan_checkpoint(source, dtype=dtype),
+        lambda source, dtype, fetched: plan_checkpoint(source, dtype=dtype, fetched=fetched),
         on_progress or (lambda done, total: None),
         on_message or (lambda text: None),
     )

@@ -32,13 +32,14 @@ def plan_checkpoint(
     *,
     dtype: str = "keep",
     codec: str = "tile",
+    fetched: int = 0,
     mem_budget: int | str | None = None,
     n_ctx: int | None = None,
 ) -> Plan:
     """The plan of a foreign checkpoint once it is converted with this dtype and codec.
 
-    The bytes of weights are exactly those that the conversion writes. mem_budget: None is what is
-    free now. Raises what opening and understanding a checkpoint raise, and InvalidInput.
+    The bytes of weights are exactly those that the conversion writes. fetched: bytes that must be
+    downloaded first. mem_budget: None is what is free now. Raises what opening and understanding a checkpoint raise, and InvalidInput.
     """
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
     understood = understand(checkpoint)
@@ -48,6 +49,7 @@ def plan_checkpoint(
         understood.config,
         plan_groups(understood.config, dtypes, codec),
         documents=_DOCUMENTS + _document_bytes(checkpoint),
+        fetched=fetched,
         mem_budget=mem_budget,
         n_ctx=n_ctx,
     )

@@ -47,7 +47,7 @@ def stored_foreign(path: Path, workshop: Workshop, dtype: str = "keep") -> Path:
     with locked(store.lock_of(target), on_wait=tell_waiting):
         if _is_current(target, source, marks):  # whoever we waited for has converted it
             return target
-        outlook = workshop.plan(path, dtype)
+        outlook = workshop.plan(path, dtype, 0)
         workshop.say(f"{outlook.summary}.")
         check_room(target.parent, outlook.stored_bytes, f"converting {path.name}")
         changed = ", which has changed," if target.exists() else ""

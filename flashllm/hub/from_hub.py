@@ -154,12 +154,13 @@ class HubPull:
 
     def _outlook(self, downloads: Downloads, choice: Choice) -> Outlook:
         """What the headers tell, read where the files are, or through holes."""
-        if not downloads.missing_bytes(choice.files):
-            return self.workshop.plan(self._source(downloads, choice), choice.dtype)
+        missing = downloads.missing_bytes(choice.files)
+        if not missing:
+            return self.workshop.plan(self._source(downloads, choice), choice.dtype, 0)
         view = downloads.folder.parent / "headers" / downloads.folder.name
         try:
             downloads.view(choice.files, view)
-            return self.workshop.plan(view / choice.source, choice.dtype)
+            return self.workshop.plan(view / choice.source, choice.dtype, missing)
         except FlashError as error:
             error.args = (str(error).replace(str(view), self.reference.repo), *error.args[1:])
             raise

@@ -48,12 +48,13 @@ class Outlook(Protocol):
 class Workshop:
     """How to plan and convert a checkpoint, and how to tell the user.
 
-    plan(source, dtype) reads headers only, and raises what opening the checkpoint raises. say
+    plan(source, dtype, bytes still to fetch) reads headers only, and raises what opening the
+    checkpoint raises. say
     announces a stage, on_progress then counts it as (bytes done, bytes in all).
     """
 
     convert: Converter
-    plan: Callable[[Path, str], Outlook]
+    plan: Callable[[Path, str, int], Outlook]
     on_progress: Progress = lambda done, total: None
     say: Callable[[str], None] = lambda text: None
 

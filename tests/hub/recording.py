@@ -25,6 +25,7 @@ class Recorder:
     def __init__(self, failure: BaseException | None = None):
         self.failure = failure
         self.planned: list[Checkpoint] = []
+        self.to_fetch = -1
         self.converted: list[tuple[Checkpoint, str]] = []
         self.messages: list[str] = []
         self.progress: list[tuple[int, int]] = []
@@ -38,8 +39,9 @@ class Recorder:
             self.messages.append,
         )
 
-    def plan(self, source: Path, dtype: str) -> Planned:
+    def plan(self, source: Path, dtype: str, fetched: int) -> Planned:
         self.planned.append(open_checkpoint(source))
+        self.to_fetch = fetched
         return Planned()
 
     def convert(self, source: Path, target: Path, *, dtype: str, **options: Any) -> Path:

@@ -71,8 +71,8 @@ def test_a_quant_of_a_gguf_repository(hub: FakeHub) -> None:
 
 def test_the_header_is_planned_before_the_weights_are_fetched(hub: FakeHub) -> None:
     class Unsupported(Recorder):
-        def plan(self, source: Path, dtype: str):  # type: ignore[no-untyped-def]
-            super().plan(source, dtype)
+        def plan(self, source: Path, dtype: str, fetched: int):  # type: ignore[no-untyped-def]
+            super().plan(source, dtype, fetched)
             raise UnsupportedModel(f"{source}/config.json: architecture 'X' is not supported")
 
     recorder = Unsupported()
@@ -81,6 +81,9 @@ def test_the_header_is_planned_before_the_weights_are_fetched(hub: FakeHub) -> N
     (seen,) = recorder.planned
     assert {t.dtype for t in seen.tensors.values()} == {"BF16"}
     assert seen.metadata["model_type"] == "llama"
+    sizes = {name: len(data) for name, data in hub.repos["acme/tiny"].files.items()}
+    weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    assert weights <= recorder.to_fetch <= sum(sizes.values())
     assert recorder.converted == []
     assert not any(path.is_file() for path in store.models_dir().rglob("*.safetensors"))
 
@@ -92,12 +95,12 @@ def test_a_view_holds_headers_and_no_weights(hub: FakeHub, tmp_path: Path) -> No
     class Looking(Recorder):
         disk = 0
 
-        def plan(self, source: Path, dtype: str):  # type: ignore[no-untyped-def]
+        def plan(self, source: Path, dtype: str, fetched: int):  # type: ignore[no-untyped-def]
             assert source.stat().st_size == len(big)
             self.disk = source.stat().st_blocks * 512
             asked = [tuple(map(int, r[6:].split("-"))) for r in hub.served("big-F32.gguf") if r]
             assert sum(last + 1 - first for first, last in asked) < len(big) / 8
-            return super().plan(source, dtype)
+            return super().plan(source, dtype, fetched)
 
     recorder = Looking()
     pull("acme/big", recorder.workshop())
@@ -117,8 +120,8 @@ def test_rope_factors_are_part_of_the_view(hub: FakeHub, tmp_path: Path) -> None
     hub.repos["acme/roped"] = Repo({"r-F32.gguf": tiny.gguf_bytes(keys, tensors)})
 
     class Looking(Recorder):
-        def plan(self, source: Path, dtype: str):  # type: ignore[no-untyped-def]
-            planned = super().plan(source, dtype)
+        def plan(self, source: Path, dtype: str, fetched: int):  # type: ignore[no-untyped-def]
+            planned = super().plan(source, dtype, fetched)
             tensor = self.planned[-1].tensor("rope_freqs.weight")
             read = source.read_bytes()[tensor.offset : tensor.offset + tensor.nbytes]
             assert read == factors.tobytes()
@@ -153,7 +156,7 @@ def test_a_quant_of_safetensors_is_our_dtype(hub: FakeHub) -> None:
 def test_a_broken_connection_is_gone_on_with(hub: FakeHub, hurry: list[float]) -> None:
     content = hub.repos["acme/tiny-GGUF"].files["tiny-F16.gguf"]
     recorder = Recorder()
-    recorder.plan = lambda source, dtype: hub.cuts.extend([50_000, 60_000]) or _planned()  # type: ignore[method-assign, func-returns-value]
+    recorder.plan = lambda source, dtype, fetched: hub.cuts.extend([50_000, 60_000]) or _planned()  # type: ignore[method-assign, func-returns-value]
     pull("acme/tiny-GGUF:F16", recorder.workshop())
     assert recorder.weights["tiny-F16.gguf"] == content
     ranges = hub.served("tiny-F16.gguf")[-3:]
@@ -180,9 +183,9 @@ def test_an_interrupted_download_is_resumed_by_the_next_pull(hub: FakeHub) -> No
         def stop(self, done: int, total: int) -> None:
             raise KeyboardInterrupt
 
-        def plan(self, source: Path, dtype: str):  # type: ignore[no-untyped-def]
+        def plan(self, source: Path, dtype: str, fetched: int):  # type: ignore[no-untyped-def]
             hub.cuts.append(70_000)
-            return super().plan(source, dtype)
+            return super().plan(source, dtype, fetched)
 
     with pytest.raises(KeyboardInterrupt):
         pull("acme/tiny-GGUF:F16", Killed().workshop())
@@ -202,7 +205,7 @@ def test_an_interrupted_download_is_resumed_by_the_next_pull(hub: FakeHub) -> No
 def test_a_hub_that_ignores_ranges_still_serves(hub: FakeHub) -> None:
     hub.ignore_ranges = True
     recorder = Recorder()
-    recorder.plan = lambda source, dtype: hub.cuts.append(70_000) or _planned()  # type: ignore[method-assign, func-returns-value]
+    recorder.plan = lambda source, dtype, fetched: hub.cuts.append(70_000) or _planned()  # type: ignore[method-assign, func-returns-value]
     pull(Q8, recorder.workshop())
     assert (
         recorder.weights["tiny-Q8_0.gguf"] == (hub.repos["acme/tiny-GGUF"].files["tiny-Q8_0.gguf"])
@@ -211,7 +214,7 @@ def test_a_hub_that_ignores_ranges_still_serves(hub: FakeHub) -> None:
 
 def test_a_connection_that_never_holds_is_given_up(hub: FakeHub, hurry: list[float]) -> None:
     recorder = Recorder()
-    recorder.plan = lambda source, dtype: hub.cuts.extend([0] * 20) or _planned()  # type: ignore[method-assign, func-returns-value]
+    recorder.plan = lambda source, dtype, fetched: hub.cuts.extend([0] * 20) or _planned()  # type: ignore[method-assign, func-returns-value]
     with pytest.raises(DownloadError, match="pull again") as caught:
         pull(Q8, recorder.workshop())
     assert "\n" not in str(caught.value)
@@ -272,7 +275,7 @@ def test_a_hub_that_refuses_is_told_apart(hub: FakeHub, status: int, words: str)
 
 def test_a_busy_hub_is_asked_again(hub: FakeHub, hurry: list[float]) -> None:
     recorder = Recorder()
-    recorder.plan = lambda source, dtype: hub.status.extend([503, 429]) or _planned()  # type: ignore[method-assign, func-returns-value]
+    recorder.plan = lambda source, dtype, fetched: hub.status.extend([503, 429]) or _planned()  # type: ignore[method-assign, func-returns-value]
     pull(Q8, recorder.workshop())
     assert hurry == [1.0, 2.0]
 

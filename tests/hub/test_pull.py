@@ -80,7 +80,7 @@ def pull(
     return pull_anything(name, Workshop(convert, no_plan, on_progress, on_message), offline=offline)
 
 
-def no_plan(source: Path, dtype: str) -> Any:
+def no_plan(source: Path, dtype: str, fetched: int) -> Any:
     raise AssertionError("what comes in a wheel needs no plan")
 
 
