@@ -1,6 +1,6 @@
-"""Files opened for explicit reads: direct where Linux can, positioned, or seek and read.
+"""Files opened for reads by offset: direct where Linux can, positioned, seek and read, or mapped.
 
-A mapped file that is truncated or fails kills the process; these raise errors instead.
+All but the mapped ones raise an error when a file is truncated or its disk fails.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,12 @@ class Scratch(threading.local):
 
 
 class ReadableFile(abc.ABC):
-    """An open file whose bytes are read by offset, from any thread."""
+    """An open file whose bytes are read by offset, from any thread.
+
+    io: how it is read, "direct", "pread" or "mmap".
+    """
+
+    io: ClassVar[str] = "pread"
 
     def __init__(self, path: Path):
         self.path = path
@@ -107,6 +113,8 @@ class DirectFile(PositionedFile):
     Reads into memory that is aligned go straight there, others through the thread's bounce buffer.
     """
 
+    io = "direct"
+
     def __init__(self, path: Path, scratch: Scratch):
         """Raises OSError where the file system cannot."""
         super().__init__(path, os.O_DIRECT if sys.platform == "linux" else 0)
@@ -130,6 +138,38 @@ class DirectFile(PositionedFile):
         return usable
 
 
+class MappedFile(ReadableFile):
+    """The file mapped into memory, whose bytes are copied out: what the system reads ahead counts.
+
+    A file that is too short is an error as elsewhere, because its size is looked up before every
+    copy. But one that is truncated during a copy, or that the disk fails to give, kills the
+    process (SIGBUS): no program can turn a page that does not come into an error.
+    """
+
+    io = "mmap"
+
+    def __init__(self, path: Path):
+        """Raises OSError where the file cannot be mapped; an empty one cannot."""
+        super().__init__(path)
+        with path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise OSError(errno.ENODEV, "an empty file cannot be mapped")
+            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _read_some(self, offset: int, out: Bytes) -> int:
+        mapped = self._map
+        if mapped is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        end = min(len(mapped), mapped.size())  # the file's size now, which may have shrunk
+        usable = max(0, min(end - offset, len(out)))
+        out[:usable] = np.frombuffer(mapped, np.uint8)[offset : offset + usable]
+        return usable
+
+    def close(self) -> None:
+        # Unmapping by hand would fail under a copy in another thread; the last reference unmaps.
+        self._map = None
+
+
 CAN_READ_DIRECT = sys.platform == "linux"
 CAN_READ_POSITIONED = sys.platform != "win32"
 
@@ -142,11 +182,17 @@ def open_file(
     direct: bool = CAN_READ_DIRECT,
     positioned: bool = CAN_READ_POSITIONED,
 ) -> ReadableFile:
-    """Open `path` in the way `io` ("direct" or "pread") asks for, or the next best there is.
+    """Open `path` as `io` ("direct", "pread" or "mmap") says, or the next best way there is.
 
     direct and positioned say what this system can do. Raises ModelIOError.
     """
     try:
+        if io == "mmap":
+            try:
+                return MappedFile(path)
+            except OSError as error:
+                if error.errno != errno.ENODEV:  # what file systems without maps say
+                    raise
         if io == "direct" and direct:
             try:
                 return DirectFile(path, scratch)

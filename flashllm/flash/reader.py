@@ -11,10 +11,10 @@ import numpy as np
 import xxhash
 
 from flashllm.errors import CorruptModel, InvalidInput
-from flashllm.flash.files import Bytes, DirectFile, ReadableFile, Scratch, open_file
+from flashllm.flash.files import Bytes, ReadableFile, Scratch, open_file
 from flashllm.flash.format import FlashModel, Group
 
-IO_MODES = ("auto", "direct", "pread")
+IO_MODES = ("auto", "direct", "pread", "mmap")
 INLINE_BYTES = 128 << 10  # below this, handing work to another thread costs more than it saves
 
 Extent = tuple[str, int, int]
@@ -25,8 +25,9 @@ Buffer = Bytes | memoryview
 class UnitReader:
     """Explicit reads from a model's files by a few threads; safe to call from any thread.
 
-    io "direct" bypasses the page cache where the system can and falls back to "pread"; "auto" is
-    direct.
+    io "direct" bypasses the page cache; "pread" goes through it; "mmap" copies out of mapped files,
+    see MappedFile for what that risks; "auto" is direct. Where a file system cannot do what is
+    asked, "pread" takes its place, and `fallback` says so.
     """
 
     def __init__(self, model: FlashModel, io: str = "auto", threads: int = 8):
@@ -43,10 +44,19 @@ class UnitReader:
 
     @property
     def io(self) -> str:
-        """How files are really read, known once one is open: "direct" or "pread"."""
-        files = list(self._files.values())
-        direct = all(isinstance(file, DirectFile) for file in files)
-        return self._mode if direct else "pread"
+        """How files are really read, known once one is open: "direct", "pread" or "mmap"."""
+        return "pread" if self.fallback else self._mode
+
+    @property
+    def fallback(self) -> str | None:
+        """Why files are not read as asked, in a sentence, known once one is open; else None."""
+        for file in list(self._files.values()):
+            if file.io != self._mode:
+                return (
+                    f"{file.path}: this file system cannot read in mode {self._mode!r}; "
+                    f"reading with {file.io!r} instead."
+                )
+        return None
 
     def read(self, extents: Sequence[Extent], out: Sequence[Buffer]) -> None:
         """Fill out[i] (uint8, at least `length` long) with extent i; bytes are not checked.

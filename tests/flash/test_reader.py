@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,14 @@ from damage import UNITS
 
 from flashllm.errors import CorruptModel, InvalidInput, ModelIOError
 from flashllm.flash import files
-from flashllm.flash.files import DirectFile, PositionedFile, Scratch, SeekFile, open_file
+from flashllm.flash.files import (
+    DirectFile,
+    MappedFile,
+    PositionedFile,
+    Scratch,
+    SeekFile,
+    open_file,
+)
 from flashllm.flash.format import Group, read_model
 from flashllm.flash.reader import UnitReader
 
@@ -23,6 +32,7 @@ OPENERS: dict[str, Callable[[Path], files.ReadableFile]] = {
     "pread": lambda path: open_file(path, "pread", Scratch()),
     "no direct": lambda path: open_file(path, "direct", Scratch(), direct=False),
     "seek": lambda path: open_file(path, "pread", Scratch(), positioned=False),
+    "mmap": lambda path: open_file(path, "mmap", Scratch()),
 }
 
 
@@ -86,6 +96,7 @@ def test_ways_fall_back_to_what_the_system_can(pristine: Path) -> None:
     assert kinds["direct"] in (DirectFile, PositionedFile)
     assert kinds["no direct"] is kinds["pread"] is PositionedFile
     assert kinds["seek"] is SeekFile
+    assert kinds["mmap"] is MappedFile
 
 
 def test_a_file_system_without_direct_reads(
@@ -98,12 +109,45 @@ def test_a_file_system_without_direct_reads(
     model = read_model(pristine)
     with UnitReader(model, "direct") as reader:
         group = model.group("embed")
+        assert reader.fallback is None
         reader.read_units(group, [0], buffers(group, [0]))
         assert reader.io == "pread"
+        assert reader.fallback is not None
+        assert f"{pristine / UNITS}: this file system" in reader.fallback
+        assert "'direct'" in reader.fallback
+    assert read_all(pristine, "direct") == read_all(pristine, "pread")
+
+
+def test_a_closed_file_is_not_mapped(pristine: Path) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc")
+    file = open_file(pristine / UNITS, "mmap", Scratch())
+    file.read_into(0, np.zeros(10, np.uint8))
+    assert str(pristine / UNITS) in maps.read_text()
+    file.close()
+    assert str(pristine / UNITS) not in maps.read_text()
+
+
+def test_a_file_that_cannot_be_mapped(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    file = open_file(tmp_path / "empty", "mmap", Scratch())
+    assert file.io == "pread"
+    file.close()
+    with pytest.raises(ModelIOError, match="cannot open"):
+        open_file(tmp_path / "none", "mmap", Scratch())
+
+
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+def test_modes_that_need_no_fallback(pristine: Path, io: str) -> None:
+    model = read_model(pristine)
+    with UnitReader(model, io) as reader:
+        reader.read([(UNITS, 0, 1)], [np.zeros(1, np.uint8)])
+        assert (reader.io, reader.fallback) == (io, None)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("io", ["auto", "direct"])
+@pytest.mark.parametrize("io", ["auto", "direct", "mmap"])
 def test_modes_and_threads_agree(pristine: Path, io: str, threads: int) -> None:
     assert read_all(pristine, io, threads) == read_all(pristine)
 
@@ -142,7 +186,7 @@ def test_what_callers_get_wrong(pristine: Path) -> None:
     read_only = good.copy()
     read_only.flags.writeable = False
     with pytest.raises(InvalidInput, match="mmap"):
-        UnitReader(model, "mmap")
+        UnitReader(model, "uring")
     with UnitReader(model) as reader:
         for bad in (
             good[:-1],
@@ -159,7 +203,7 @@ def test_what_callers_get_wrong(pristine: Path) -> None:
                 reader.read_units(group, [unit], [good])
 
 
-@pytest.mark.parametrize("io", ["direct", "pread"])
+@pytest.mark.parametrize("io", ["direct", "pread", "mmap"])
 def test_a_flipped_bit_in_any_unit_is_found(model: Path, io: str) -> None:
     opened = read_model(model)
     rng = np.random.default_rng(5)
@@ -208,6 +252,44 @@ def test_truncated_or_gone_while_running(model: Path, io: str) -> None:
         with pytest.raises(ModelIOError, match="cannot open"):
             (model / "tokenizer.json").unlink()
             reader.read([("tokenizer.json", 0, 1)], [np.zeros(1, np.uint8)])
+
+
+def test_a_mapped_file_that_shrinks(model: Path) -> None:
+    """In a child process: a bug here would kill it with SIGBUS instead of raising."""
+    if sys.platform == "win32":
+        pytest.skip("a mapped file cannot be truncated here")
+    program = """
+import sys, pathlib, numpy
+from flashllm.errors import ModelIOError
+from flashllm.flash.files import Scratch, open_file
+path = pathlib.Path(sys.argv[1])
+file, whole = open_file(path, "mmap", Scratch()), path.stat().st_size
+with path.open("r+b") as shorter:
+    shorter.truncate(whole // 2)
+out = numpy.zeros(whole, numpy.uint8)
+for offset in (0, whole // 2 - 10, whole - 1):
+    try:
+        file.read_into(offset, out[: whole - offset])
+    except ModelIOError as error:
+        print(error.offset)
+file.read_into(0, out[: whole // 2])
+with path.open("ab") as longer:
+    longer.write(bytes(whole))
+file.read_into(0, out)
+print(file.io, bytes(out[: whole // 2]) == path.read_bytes()[: whole // 2])
+file.close()
+try:
+    file.read_into(0, out)
+except ModelIOError as error:
+    print("closed")
+"""
+    size = (model / UNITS).stat().st_size
+    done = subprocess.run(
+        [sys.executable, "-c", program, model / UNITS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    half = str(size // 2)
+    assert done.stdout.split() == [half, half, str(size - 1), "mmap", "True", "closed"]
 
 
 @pytest.mark.parametrize("io", ["direct", "pread"])
@@ -285,14 +367,15 @@ def test_many_threads_share_a_reader(pristine: Path) -> None:
     assert not failures
 
 
-def test_closing_leaves_no_file_open(pristine: Path) -> None:
+@pytest.mark.parametrize("io", ["direct", "pread", "mmap"])
+def test_closing_leaves_no_file_open(pristine: Path, io: str) -> None:
     model = read_model(pristine)
     folder = Path("/proc/self/fd")
     if not folder.exists():
         pytest.skip("needs /proc")
     before = len(list(folder.iterdir()))
     for _ in range(3):
-        with UnitReader(model) as reader:
+        with UnitReader(model, io) as reader:
             group = model.group("embed")
             reader.read_units(group, [0], buffers(group, [0]))
     assert len(list(folder.iterdir())) == before
