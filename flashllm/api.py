@@ -19,7 +19,7 @@ from flashllm.hub.reference import parse_reference
 from flashllm.hub.shapes import config_of
 from flashllm.hub.workshop import Workshop
 from flashllm.llm import LLM
-from flashllm.model.plan import Plan
+from flashllm.model.plan import KVDtype, Plan
 
 Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 
@@ -31,6 +31,7 @@ def load(
     threads: int | None = None,
     backend: Backend = "cpu",
     n_ctx: int | None = None,
+    kv_dtype: KVDtype | None = None,
     dtype: Dtype = "keep",
     on_progress: Progress | None = None,
     on_message: Callable[[str], None] | None = None,
@@ -50,6 +51,7 @@ def load(
         threads=threads,
         backend=backend,
         n_ctx=n_ctx,
+        kv_dtype=kv_dtype,
         on_progress=on_progress,
     )
 
@@ -59,13 +61,15 @@ def plan(
     *,
     mem_budget: int | str | None = None,
     n_ctx: int | None = None,
+    kv_dtype: KVDtype = "f16",
     dtype: Dtype = "keep",
 ) -> Plan:
     """Whether a model fits `mem_budget` with n_ctx tokens of context, from headers alone.
 
     model: what `load` takes; a known model's name (with :quant, if it is to be another), of which
     nothing needs to be on this computer; or owner/name[:quant], whose headers are read on the hub.
-    dtype: what a checkpoint or a known model is to be converted to.
+    kv_dtype: what keys and values are to be kept in. dtype: what a checkpoint or a known model is
+    to be converted to.
     mem_budget: bytes, or text such as "6GB"; by default what is free now.
 
     Raises what opening the model raises; ModelNotFound for an unknown one; InvalidInput; for the
@@ -73,11 +77,13 @@ def plan(
     """
     path = Path(model).expanduser()
     if store.is_model(path):
-        return plan_model(path, mem_budget=mem_budget, n_ctx=n_ctx)
+        return plan_model(path, mem_budget=mem_budget, n_ctx=n_ctx, kv_dtype=kv_dtype)
     if is_foreign(path):
-        return plan_checkpoint(path, dtype=dtype, mem_budget=mem_budget, n_ctx=n_ctx)
+        return plan_checkpoint(
+            path, dtype=dtype, mem_budget=mem_budget, n_ctx=n_ctx, kv_dtype=kv_dtype
+        )
     if stored := store.in_store(str(model)):
-        return plan_model(stored, mem_budget=mem_budget, n_ctx=n_ctx)
+        return plan_model(stored, mem_budget=mem_budget, n_ctx=n_ctx, kv_dtype=kv_dtype)
     if known := manifests.find_with_quant(str(model)):
         manifest, quant = known
         return plan_shape(
@@ -87,6 +93,7 @@ def plan(
             fetched=manifest.download_bytes,
             mem_budget=mem_budget,
             n_ctx=n_ctx,
+            kv_dtype=kv_dtype,
         )
     if (reference := parse_reference(str(model))) is None:
         return plan_model(store.find(model))  # an error that says what there is
@@ -95,7 +102,12 @@ def plan(
     def plan_view(source: Path, dtype: str, fetched: int) -> Plan:
         found.append(
             plan_checkpoint(
-                source, dtype=dtype, fetched=fetched, mem_budget=mem_budget, n_ctx=n_ctx
+                source,
+                dtype=dtype,
+                fetched=fetched,
+                mem_budget=mem_budget,
+                n_ctx=n_ctx,
+                kv_dtype=kv_dtype,
             )
         )
         return found[-1]

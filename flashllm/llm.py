@@ -18,7 +18,7 @@ from flashllm.generate.sampling import SamplingOptions, SamplingParams
 from flashllm.generate.service import MakeEvents, Service, open_services
 from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
-from flashllm.model.plan import DEFAULT_CONTEXT, bytes_allowed, kv_bytes
+from flashllm.model.plan import DEFAULT_CONTEXT, KVDtype, bytes_allowed, kv_bytes
 
 __all__ = ["LLM", "Message", "Reply", "Session"]
 
@@ -28,6 +28,7 @@ class LLM:
 
     name: the model directory's. config: the model's shape. tokenizer: the model's. mem_budget:
     bytes this process may use, or None. n_ctx: tokens of context of sessions that do not say.
+    kv_dtype: what keys and values are kept in.
 
     Close it, or use it in a `with` block: its replies stop and its memory is freed.
     """
@@ -45,6 +46,7 @@ class LLM:
         self.config = model.decoder.config
         self.tokenizer = model.tokenizer
         self.mem_budget = mem_budget
+        self.kv_dtype = model.decoder.kv_dtype
         self.n_ctx = self._context(n_ctx, min(DEFAULT_CONTEXT, self.config.context_length))
         self._service = Service(model, name)
 
@@ -57,6 +59,7 @@ class LLM:
         threads: int | None = None,
         backend: Backend = "cpu",
         n_ctx: int | None = None,
+        kv_dtype: KVDtype | None = None,
         on_progress: Progress | None = None,
     ) -> LLM:
         """Load the flash model in the directory `path`.
@@ -64,7 +67,8 @@ class LLM:
         mem_budget: what this process may use in all: bytes, or text such as "6GB" or "1.5x" (of
         the weights); None sets no limit. threads: None chooses. backend: "reference" computes
         slowly, in numpy. n_ctx: tokens of context of a session, at most what the model was made
-        for. on_progress: told, on another thread, how much is loaded and of how much.
+        for. kv_dtype: what to keep keys and values in; None is the backend's own, "f16" unless it
+        is the reference. on_progress: told, on another thread, how much is loaded and of how much.
 
         Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, OutOfBudget,
         InvalidInput.
@@ -75,7 +79,12 @@ class LLM:
         budget.check(limit, weights + sum(other.weight_bytes for other in open_services()), 0)
         with engine.borrowed() as runner:
             model = open_model(
-                folder, runner, threads=threads, backend=backend, on_progress=on_progress
+                folder,
+                runner,
+                threads=threads,
+                backend=backend,
+                kv_dtype=kv_dtype,
+                on_progress=on_progress,
             )
             try:
                 return cls(model, name=folder.name, mem_budget=limit, n_ctx=n_ctx)
@@ -124,7 +133,7 @@ class LLM:
         """The conversation that Session.save wrote to `path`.
 
         With the same model it goes on at once; with another, its text is read anew. Raises
-        ModelIOError, CorruptModel, OutOfBudget, InvalidInput.
+        ModelIOError, CorruptModel, OutOfBudget, InvalidInput (saved with another kv_dtype).
         """
         params = SamplingParams().with_options(sampling)
         context = None if n_ctx is None else self._context(n_ctx, n_ctx)
@@ -196,7 +205,8 @@ class LLM:
         services = open_services()
         weights = sum(service.weight_bytes for service in services)
         caches = sum(service.kv_bytes for service in services)
-        budget.check(self.mem_budget, weights, caches + kv_bytes(self.config, state.n_ctx))
+        needed = kv_bytes(self.config, state.n_ctx, self.kv_dtype)
+        budget.check(self.mem_budget, weights, caches + needed)
         self._service.adopt(state)
         return Session(self._service, state, params)
 

@@ -58,6 +58,8 @@ class FakeSequence:
 class FakeDecoder:
     """Deterministic logits. before_layer(count) is called before each layer, for tests to hook."""
 
+    kv_dtype: Literal["f16", "f32"] = "f16"
+
     def __init__(self, context: int = 512, chunk: int = 8, ends: float = 0.02) -> None:
         self.config = ModelConfig(
             family="llama", hidden_size=64, vocab_size=VOCAB, context_length=context,

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 import tiny
 
-from flashllm.errors import Cancelled, CorruptModel, FlashError, ModelNotFound, OutOfBudget
+import flashllm
+from flashllm.errors import (
+    Cancelled,
+    CorruptModel,
+    FlashError,
+    InvalidInput,
+    ModelNotFound,
+    OutOfBudget,
+)
 from flashllm.generate.events import Prefill, Token
 from flashllm.llm import LLM
 
@@ -106,6 +114,48 @@ def test_another_backends_session_is_read_anew(folder: Path, llm: LLM, tmp_path:
         assert reply.stats is not None
         assert reply.stats.cached_tokens == 0
         assert loaded.messages[:2] == chat.messages
+
+
+def test_a_session_is_restored_in_the_dtype_it_was_saved_in(
+    folder: Path, llm: LLM, tmp_path: Path
+) -> None:
+    for kv_dtype, other in (("f16", "f32"), ("f32", "f16")):
+        path = tmp_path / kv_dtype
+        with LLM.open(folder, kv_dtype=kv_dtype) as first:  # type: ignore[arg-type]
+            chat = first.session(seed=3, max_tokens=4)
+            chat.ask("hello")
+            chat.save(path)
+            reply = first.load_session(path, max_tokens=4).stream("next")
+            reply.result()
+            assert reply.stats is not None
+            assert reply.stats.cached_tokens > 0
+        with (
+            LLM.open(folder, kv_dtype=other) as second,  # type: ignore[arg-type]
+            pytest.raises(InvalidInput, match=f"'{kv_dtype}'.*'{other}'"),
+        ):
+            second.load_session(path)
+
+
+def test_keys_and_values_in_f32_are_exact_and_take_twice_the_room(tmp_path: Path) -> None:
+    """With weights in f32 only the halves of keys and values are between the backends."""
+    folder = tiny.model_dir(tmp_path, dtype="keep")
+    with flashllm.load(folder, backend="reference") as llm:
+        assert llm.kv_dtype == "f32"
+        exact = llm.score(tiny.CORPUS).perplexity
+        expected = llm.complete("the sky", temperature=0, max_tokens=20).result()
+    told: dict[str, tuple[float, int]] = {}
+    for kv_dtype in ("f16", "f32"):
+        with flashllm.load(folder, kv_dtype=kv_dtype, n_ctx=64) as llm:  # type: ignore[arg-type]
+            assert llm.kv_dtype == kv_dtype
+            session = llm.session()
+            told[kv_dtype] = abs(llm.score(tiny.CORPUS).perplexity / exact - 1), llm.kv_bytes
+            session.close()
+            assert llm.complete("the sky", temperature=0, max_tokens=20).result() == expected
+    assert told["f32"][0] < 1e-5
+    assert told["f32"][0] < told["f16"][0] < 1e-2
+    assert told["f32"][1] == 2 * told["f16"][1]
+    with pytest.raises(InvalidInput, match="'q3'"):
+        flashllm.load(folder, kv_dtype="q3")  # type: ignore[arg-type]
 
 
 def test_stop_texts_and_whole_characters(llm: LLM) -> None:

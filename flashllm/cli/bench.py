@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashllm import machine
-from flashllm.cli.options import json_option, model_option, offline_option
+from flashllm.cli.options import json_option, kv_dtype_option, model_option, offline_option
 from flashllm.cli.report import Report
 from flashllm.errors import InvalidInput
 from flashllm.sizes import format_size
@@ -26,6 +26,7 @@ class Timing:
     """A model measured on so many threads: (prompt_s, reply_s) of each run."""
 
     threads: int
+    kv_dtype: str
     load_s: float
     runs: list[tuple[float, float]]
     weight_bytes: int
@@ -53,6 +54,7 @@ def thread_counts(ctx: click.Context, param: click.Parameter, value: str) -> lis
     metavar="N,N",
     help="Thread counts to measure. [default: one for each physical core]",
 )
+@kv_dtype_option
 @offline_option
 @json_option
 def command(
@@ -61,6 +63,7 @@ def command(
     n_gen: int,
     repetitions: int,
     threads: list[int],
+    kv_dtype: str | None,
     offline: bool,
     as_json: bool,
 ) -> None:
@@ -78,7 +81,7 @@ def command(
         timings = []
         for count in threads:
             report.message(f"measuring {path.name} with {count} thread(s)")
-            timings.append(measure(path, count, n_prompt, n_gen, repetitions, report))
+            timings.append(measure(path, count, kv_dtype, n_prompt, n_gen, repetitions, report))
         # Last, because its large buffer would count in the peak memory.
         report.message("measuring the memory's read rate")
         read_rates = [bandwidth.measure(count) * 1e9 for count in threads]
@@ -96,13 +99,19 @@ def command(
 
 
 def measure(
-    path: Path, threads: int, n_prompt: int, n_gen: int, repetitions: int, report: Report
+    path: Path,
+    threads: int,
+    kv_dtype: str | None,
+    n_prompt: int,
+    n_gen: int,
+    repetitions: int,
+    report: Report,
 ) -> Timing:
     """Load the model for `threads` threads and time it."""
     from flashllm.model.loader import load_decoder
 
     start = time.perf_counter()
-    decoder = load_decoder(path, threads=threads)
+    decoder = load_decoder(path, threads=threads, kv_dtype=kv_dtype)
     try:
         load_s = time.perf_counter() - start
         if n_prompt + n_gen > decoder.config.context_length:
@@ -115,7 +124,9 @@ def measure(
         for done in range(repetitions):
             report.progress(done, repetitions)
             runs.append(once(decoder, n_prompt, n_gen))
-        return Timing(threads, load_s, runs, decoder.weight_bytes, machine.peak_rss())
+        return Timing(
+            threads, decoder.kv_dtype, load_s, runs, decoder.weight_bytes, machine.peak_rss()
+        )
     finally:
         decoder.close()
 
@@ -132,6 +143,7 @@ def summarise(timing: Timing, n_prompt: int, n_gen: int, read_rate: float) -> di
     decode_tok_s = statistics.median(decode)
     return {
         "threads": timing.threads,
+        "kv_dtype": timing.kv_dtype,
         "load_s": timing.load_s,
         "prefill_tok_s": statistics.median(prefill),
         "prefill_range": [min(prefill), max(prefill)],
@@ -164,7 +176,7 @@ def describe(result: dict[str, Any]) -> str:
     """A result for human eyes."""
     return "\n".join(
         [
-            f"{result['threads']} thread(s)",
+            f"{result['threads']} thread(s), keys and values in {result['kv_dtype']}",
             f"  prefill  {result['prefill_tok_s']:8.1f} tok/s  {between(result['prefill_range'])}, "
             f"first token after {result['ttft_s']:.2f} s",
             f"  decode   {result['decode_tok_s']:8.1f} tok/s  {between(result['decode_range'])}, "

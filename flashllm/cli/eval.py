@@ -54,7 +54,7 @@ def evaluate(
     from flashllm.generate.tokenizer import Tokenizer
 
     path = opening.locate(engine.model, engine.offline, report)
-    decoder = load(path, engine, engine.backend, report)
+    decoder = load(path, engine, engine.backend, engine.kv_dtype, report)
     try:
         report.message(f"evaluating {path.name}")
         found: score.Score | score.Comparison
@@ -71,7 +71,8 @@ def evaluate(
                 found = score.perplexity(decoder, tokens, windows, report.progress)
     finally:
         decoder.close()
-    return {"model": path.name, "backend": engine.backend, **dataclasses.asdict(found)}
+    how = {"backend": engine.backend, "kv_dtype": decoder.kv_dtype}
+    return {"model": path.name, **how, **dataclasses.asdict(found)}
 
 
 def against_reference(
@@ -85,7 +86,7 @@ def against_reference(
     """`decoder` compared with the reference backend on the same weights."""
     from flashllm.generate import score
 
-    reference = load(path, engine, "reference", report)
+    reference = load(path, engine, "reference", None, report)
     try:
         report.message("evaluating both (the reference is slow)")
         return score.compare(decoder, reference, tokens, windows, report.progress)
@@ -93,19 +94,28 @@ def against_reference(
         reference.close()
 
 
-def load(path: Path, engine: EngineOptions, backend: str, report: Report) -> Decoder:
-    """The model in `path` for `backend`."""
+def load(
+    path: Path, engine: EngineOptions, backend: str, kv_dtype: str | None, report: Report
+) -> Decoder:
+    """The model in `path` for `backend`; kv_dtype None is the backend's own."""
     from flashllm.cli import opening
     from flashllm.model.loader import load_decoder
 
     opening.say_if_compiling(backend, report)
     report.stage("loading")
-    return load_decoder(path, threads=engine.threads, backend=backend, on_progress=report.progress)
+    return load_decoder(
+        path,
+        threads=engine.threads,
+        backend=backend,
+        kv_dtype=kv_dtype,
+        on_progress=report.progress,
+    )
 
 
 def describe(results: dict[str, Any]) -> list[str]:
     """The figures for human eyes."""
-    lines = [f"{results['model']} ({results['backend']}), {results['tokens']} predictions"]
+    how = f"{results['backend']}, keys and values in {results['kv_dtype']}"
+    lines = [f"{results['model']} ({how}), {results['tokens']} predictions"]
     lines.append(f"perplexity       {results['perplexity']:.4f}")
     if "mean_kl" in results:
         if results["reference_perplexity"]:

@@ -93,7 +93,7 @@ def memory_lines(llm: LLM) -> str:
         ("held at most", format_size(machine.peak_rss())),
         ("limit", format_size(limit) if limit else "none"),
         ("weights", format_size(llm.weight_bytes)),
-        ("KV cache", f"{format_size(llm.kv_bytes)} once the context is full"),
+        ("KV cache", f"{format_size(llm.kv_bytes)} of {llm.kv_dtype} once the context is full"),
     ]
     return "\n".join(f"{label:<16} {text}" for label, text in rows)
 

@@ -21,6 +21,7 @@ def open_llm(path: Path, options: EngineOptions, report: Report) -> LLM:
         threads=options.threads,
         backend=options.backend,
         n_ctx=options.ctx_size,
+        kv_dtype=options.kv_dtype,
         on_progress=report.bytes,
     )
 

@@ -38,6 +38,7 @@ class EngineOptions:
     threads: int | None
     backend: Literal["cpu", "reference"]
     offline: bool
+    kv_dtype: Literal["f16", "f32"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,13 @@ _THREADS = click.option(
     default=None,
     help="Compute threads. [default: one for each physical core]",
 )
+_KV_DTYPE = click.option(
+    "--kv-dtype",
+    type=click.Choice(["f16", "f32"]),
+    default=None,
+    help="What to keep keys and values of the context in: f32 takes twice the memory. [default: "
+    "f16; f32 for the reference backend]",
+)
 _OFFLINE = click.option(
     "--offline",
     is_flag=True,
@@ -109,6 +117,7 @@ _ENGINE = (
         help="cpu: the fast kernels; reference: plain numpy in float32, slow. [default: cpu]",
     ),
     _OFFLINE,
+    _KV_DTYPE,
 )
 
 _SAMPLING = (
@@ -152,6 +161,7 @@ _SAMPLING = (
 
 model_option = _MODEL
 offline_option = _OFFLINE
+kv_dtype_option = _KV_DTYPE
 stats_option = click.option(
     "--stats", is_flag=True, help="Print what the reply cost, on standard error."
 )

@@ -13,7 +13,7 @@ from flashllm.errors import OutOfBudget
 from flashllm.sizes import format_size
 
 if TYPE_CHECKING:
-    from flashllm.model.plan import Plan
+    from flashllm.model.plan import KVDtype, Plan
 
 Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 
@@ -41,8 +41,21 @@ Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
     default="keep",
     help="What the weights would be converted to. [default: keep, or what is recommended]",
 )
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["f16", "f32"]),
+    default="f16",
+    help="What to keep keys and values of the context in. [default: f16]",
+)
 @json_option
-def command(model: str, mem: str | None, ctx_size: int | None, dtype: Dtype, as_json: bool) -> int:
+def command(
+    model: str,
+    mem: str | None,
+    ctx_size: int | None,
+    dtype: Dtype,
+    kv_dtype: KVDtype,
+    as_json: bool,
+) -> int:
     """Say what MODEL needs of disk and memory, and whether it fits.
 
     MODEL is a name in the store or of a known model, a GGUF file, or a folder. Only headers are
@@ -50,7 +63,7 @@ def command(model: str, mem: str | None, ctx_size: int | None, dtype: Dtype, as_
     """
     from flashllm import api
 
-    plan = api.plan(model, mem_budget=mem, n_ctx=ctx_size, dtype=dtype)
+    plan = api.plan(model, mem_budget=mem, n_ctx=ctx_size, kv_dtype=kv_dtype, dtype=dtype)
     if as_json:
         click.echo(json.dumps(facts(plan)))
     else:
@@ -76,7 +89,7 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
         (
             "memory",
             f"{format_size(plan.total_bytes)}: {format_size(plan.resident_bytes)} weights, "
-            f"{format_size(plan.kv_bytes)} for {plan.n_ctx} tokens of context, "
+            f"{format_size(plan.kv_bytes)} for {plan.n_ctx} tokens of context in {plan.kv_dtype}, "
             f"{format_size(plan.overhead_bytes)} for flashllm itself",
         ),
         ("allowed", format_size(plan.budget)),

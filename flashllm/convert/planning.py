@@ -19,7 +19,7 @@ from flashllm.flash.units_file import GroupPlan, units_bytes
 from flashllm.formats.checkpoint import Checkpoint
 from flashllm.formats.opening import open_checkpoint
 from flashllm.model.config import ModelConfig
-from flashllm.model.plan import Plan, Sizes
+from flashllm.model.plan import KVDtype, Plan, Sizes
 from flashllm.model.plan import plan as plan_sizes
 from flashllm.model.roles import roles
 
@@ -35,11 +35,13 @@ def plan_checkpoint(
     fetched: int = 0,
     mem_budget: int | str | None = None,
     n_ctx: int | None = None,
+    kv_dtype: KVDtype = "f16",
 ) -> Plan:
     """The plan of a foreign checkpoint once it is converted with this dtype and codec.
 
     The bytes of weights are exactly those that the conversion writes. fetched: bytes that must be
-    downloaded first. mem_budget: None is what is free now. Raises what opening and understanding a checkpoint raise, and InvalidInput.
+    downloaded first. mem_budget: None is what is free now. Raises what opening and understanding
+    a checkpoint raise, and InvalidInput.
     """
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
     understood = understand(checkpoint)
@@ -52,11 +54,16 @@ def plan_checkpoint(
         fetched=fetched,
         mem_budget=mem_budget,
         n_ctx=n_ctx,
+        kv_dtype=kv_dtype,
     )
 
 
 def plan_model(
-    folder: Path, *, mem_budget: int | str | None = None, n_ctx: int | None = None
+    folder: Path,
+    *,
+    mem_budget: int | str | None = None,
+    n_ctx: int | None = None,
+    kv_dtype: KVDtype = "f16",
 ) -> Plan:
     """The plan of the flash model in `folder`. Raises what opening one raises, and InvalidInput."""
     model = read_model(folder)
@@ -73,6 +80,7 @@ def plan_model(
         _dtypes(part for group in model.groups.values() for part in group.parts),
         mem_budget=_budget(mem_budget),
         n_ctx=n_ctx,
+        kv_dtype=kv_dtype,
     )
 
 
@@ -84,6 +92,7 @@ def plan_shape(
     fetched: int | None = None,
     mem_budget: int | str | None = None,
     n_ctx: int | None = None,
+    kv_dtype: KVDtype = "f16",
 ) -> Plan:
     """The plan of a model of which nothing is here but its shape.
 
@@ -102,6 +111,7 @@ def plan_shape(
         fetched=sum(int(group.lengths().sum()) for group in groups) if fetched is None else fetched,
         mem_budget=mem_budget,
         n_ctx=n_ctx,
+        kv_dtype=kv_dtype,
         warnings=(guessed,),
     )
 
@@ -152,6 +162,7 @@ def _plan(
     documents: int,
     mem_budget: int | str | None,
     n_ctx: int | None,
+    kv_dtype: KVDtype,
     fetched: int = 0,
     warnings: tuple[str, ...] = (),
 ) -> Plan:
@@ -171,6 +182,7 @@ def _plan(
         _dtypes(part for group in groups for part in group.parts),
         mem_budget=_budget(mem_budget),
         n_ctx=n_ctx,
+        kv_dtype=kv_dtype,
         warnings=warnings,
     )
 

@@ -13,6 +13,7 @@ from flashllm.generate.events import Reason, Token
 from flashllm.generate.sampling import Sampler
 from flashllm.generate.tokenizer import StreamDecoder
 from flashllm.model.config import ModelConfig
+from flashllm.model.plan import KVDtype
 
 OnLayer = Callable[[int, int], None]
 """Called after each layer with the work done and the work in all; may raise Cancelled."""
@@ -40,6 +41,8 @@ class Decoder(Protocol):
     def config(self) -> ModelConfig: ...
     @property
     def resident_bytes(self) -> int: ...
+    @property
+    def kv_dtype(self) -> KVDtype: ...
     def new_sequence(self, n_ctx: int, /) -> KVSequence: ...
     def step(
         self,

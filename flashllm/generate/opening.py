@@ -17,6 +17,7 @@ from flashllm.generate.session import ChatModel
 from flashllm.generate.template import ChatTemplate, read_template
 from flashllm.generate.tokenizer import Tokenizer
 from flashllm.model.loader import load_decoder
+from flashllm.model.plan import KVDtype
 
 Backend = Literal["cpu", "reference"]
 Progress = Callable[[int, int], None]
@@ -40,18 +41,21 @@ def open_model(
     *,
     threads: int | None = None,
     backend: Backend = "cpu",
+    kv_dtype: KVDtype | None = None,
     on_progress: Progress | None = None,
 ) -> ChatModel:
     """The model in `folder`, loaded by the engine's thread.
 
-    Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError.
+    Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, InvalidInput.
     """
     identity = _identity(folder, backend)
     tokenizer = Tokenizer.from_dir(folder)
     prompts = _prompts(folder, tokenizer)
 
     def load(progress: Progress) -> Decoder:
-        return load_decoder(folder, threads=threads, backend=backend, on_progress=progress)
+        return load_decoder(
+            folder, threads=threads, backend=backend, kv_dtype=kv_dtype, on_progress=progress
+        )
 
     decoder = _load(engine, load, on_progress)
     if tokenizer.vocab_size > decoder.config.vocab_size:

@@ -44,8 +44,9 @@ class Service:
     @property
     def kv_bytes(self) -> int:
         """Memory of the sessions' KV caches once they are full."""
-        config = self.model.decoder.config
-        return sum(kv_bytes(config, state.n_ctx) for state in list(self._states))
+        decoder = self.model.decoder
+        states = list(self._states)
+        return sum(kv_bytes(decoder.config, state.n_ctx, decoder.kv_dtype) for state in states)
 
     def adopt(self, state: SessionState) -> None:
         """Take charge of a session, to be freed by `drop` or `close`."""

@@ -45,6 +45,7 @@ def save(state: SessionState, path: Path) -> None:
         "format": FORMAT,
         "version": VERSION,
         "model": state.model.identity,
+        "kv_dtype": state.model.decoder.kv_dtype,
         "n_ctx": str(state.n_ctx),
         "messages": json.dumps(messages),
     }
@@ -62,7 +63,8 @@ def load(path: Path, model: ChatModel, n_ctx: int | None = None) -> SessionState
 
     The KV cache is restored if the file was saved with this very model and fits n_ctx (by default
     what it was saved with); otherwise the next reply reads the conversation anew. Raises
-    ModelIOError; CorruptModel for a file that is not a session, or lies.
+    ModelIOError; InvalidInput for a cache that could be restored but for the dtype of its keys and
+    values; CorruptModel for a file that is not a session, or lies.
     """
     metadata, arrays = _read(path, model.decoder.config)
     messages = _messages(path, metadata["messages"])
@@ -77,6 +79,13 @@ def load(path: Path, model: ChatModel, n_ctx: int | None = None) -> SessionState
     state = SessionState(model, n_ctx, messages)
     if metadata["model"] != model.identity or tokens.size > n_ctx:
         return state
+    kept_in = metadata.get("kv_dtype", model.decoder.kv_dtype)
+    if kept_in != model.decoder.kv_dtype:
+        raise InvalidInput(
+            f"{path}: the session was saved with keys and values in {kept_in[:40]!r}, and this "
+            f"model keeps them in {model.decoder.kv_dtype!r}; load the model with that dtype "
+            "(--kv-dtype)"
+        )
     try:
         state.sequence.restore({name.removeprefix(_KV): a for name, a in arrays.items()})
         if state.sequence.length != tokens.size:
@@ -134,7 +143,7 @@ def _read(path: Path, config: ModelConfig) -> tuple[dict[str, str], Arrays]:
     """Metadata and arrays of the file, with sizes and checksum verified."""
     try:
         size = path.stat().st_size
-        if size > _MAX_HEADER + 2 * kv_bytes(config, config.context_length):
+        if size > _MAX_HEADER + kv_bytes(config, config.context_length, "f32"):
             raise CorruptModel(f"{path}: {size} bytes is more than a session of this model can be")
         data = path.read_bytes()
     except OSError as error:

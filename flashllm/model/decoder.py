@@ -20,6 +20,7 @@ from flashllm.layers.buffers import StepBuffers
 from flashllm.layers.head import Embedding, Head
 from flashllm.layers.rope import RopeTable
 from flashllm.model.config import ModelConfig
+from flashllm.model.plan import KVDtype
 
 OnLayer = Callable[[int, int], None]
 
@@ -69,6 +70,11 @@ class Decoder:
     def resident_bytes(self) -> int:
         """Bytes of weights held in memory."""
         return self._units.resident_bytes
+
+    @property
+    def kv_dtype(self) -> KVDtype:
+        """What keys and values are kept in."""
+        return "f16" if self._buffers.kv.dtype == np.float16 else "f32"
 
     def new_sequence(self, n_ctx: int) -> Sequence:
         """An empty sequence of up to n_ctx tokens; the caller closes it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from flashllm.errors import InvalidInput
 from flashllm.model.config import ModelConfig
@@ -14,6 +15,11 @@ activations. See docs/measurements.md."""
 
 DEFAULT_CONTEXT = 4096
 """Tokens of context for sessions that do not say, if the model was made for as many."""
+
+KVDtype = Literal["f16", "f32"]
+"""What keys and values may be kept in."""
+
+_KV_ELEMENT_BYTES: dict[str, int] = {"f16": 2, "f32": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +45,9 @@ class Plan:
     All in bytes. weight_bytes: the weights as they are stored, without padding. stored_bytes: the
     model's files. disk_bytes: disk needed before it runs, to download and to convert it; 0 for a
     model that is here. resident_bytes: weights in memory, in this version all of them. kv_bytes:
-    keys and values of a full context. overhead_bytes: the process itself. dtypes: those of the
-    weights, the most frequent first. warnings: what the reader should know, a sentence each.
+    keys and values of a full context, kept in kv_dtype. overhead_bytes: the process itself. dtypes:
+    those of the weights, the most frequent first. warnings: what the reader should know, a sentence
+    each.
     """
 
     name: str
@@ -52,6 +59,7 @@ class Plan:
     stored_bytes: int
     disk_bytes: int
     resident_bytes: int
+    kv_dtype: KVDtype
     kv_bytes: int
     overhead_bytes: int
     warnings: tuple[str, ...] = ()
@@ -111,12 +119,14 @@ def plan(
     *,
     mem_budget: int | str,
     n_ctx: int | None = None,
+    kv_dtype: KVDtype = "f16",
     warnings: tuple[str, ...] = (),
 ) -> Plan:
     """The plan of a model of this shape and these sizes.
 
     mem_budget: bytes, or text such as "6GB" or "1.5x" (of the weights). n_ctx: by default as a
-    session's. Raises InvalidInput for a context that the model was not made for, or no size.
+    session's. kv_dtype: what its keys and values are kept in. Raises InvalidInput for a context
+    that the model was not made for, no size, or no dtype.
     """
     if n_ctx is not None and not 0 < n_ctx <= config.context_length:
         raise InvalidInput(
@@ -133,15 +143,20 @@ def plan(
         stored_bytes=sizes.stored,
         disk_bytes=sizes.fetched + sizes.to_store,
         resident_bytes=sizes.files,
-        kv_bytes=kv_bytes(config, context),
+        kv_dtype=kv_dtype,
+        kv_bytes=kv_bytes(config, context, kv_dtype),
         overhead_bytes=FIXED_BYTES,
         warnings=warnings,
     )
 
 
-def kv_bytes(config: ModelConfig, n_ctx: int) -> int:
-    """Bytes of the float16 keys and values of `n_ctx` tokens."""
-    return 2 * 2 * config.n_layers * config.kv_size * n_ctx
+def kv_bytes(config: ModelConfig, n_ctx: int, dtype: KVDtype) -> int:
+    """Bytes of the keys and values of `n_ctx` tokens. Raises InvalidInput for an unknown dtype."""
+    if dtype not in _KV_ELEMENT_BYTES:
+        raise InvalidInput(
+            f"keys and values in {dtype!r}: choose one of {sorted(_KV_ELEMENT_BYTES)}"
+        )
+    return 2 * _KV_ELEMENT_BYTES[dtype] * config.n_layers * config.kv_size * n_ctx
 
 
 def bytes_allowed(mem_budget: int | str, weights: int) -> int:

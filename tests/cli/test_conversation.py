@@ -119,6 +119,7 @@ class Fixture:
             n_ctx=4096,
             weight_bytes=96_600_000,
             kv_bytes=1_000_000,
+            kv_dtype="f16",
             load_session=lambda path: self.loaded,
             config=SimpleNamespace(
                 n_layers=30,

@@ -213,6 +213,10 @@ def test_eval_perplexity(model: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert same["perplexity"] == pytest.approx(told["perplexity"])
     shown = succeed(capsys, "eval", str(text), "--against", "reference", *flags[:-1])
     assert "top-1 agreement  100.00 %" in shown
+    flags += ["--against", "reference", "--kv-dtype", "f16"]
+    rounded = json.loads(succeed(capsys, "eval", str(text), *flags))
+    assert rounded["kv_dtype"] == "f16"
+    assert rounded["mean_kl"] > 1e-9
 
 
 def test_eval_needs_a_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,6 +234,8 @@ def test_bench(
     flags = ["bench", "-m", model, "-p", "8", "-n", "4", "-r", "2", "-t", "1,2"]
     told = json.loads(succeed(capsys, *flags, "--json"))
     assert [result["threads"] for result in told["results"]] == [1, 2]
+    assert {result["kv_dtype"] for result in told["results"]} == {"f16"}
+    assert "keys and values in f32" in succeed(capsys, *flags, "--kv-dtype", "f32")
     for result in told["results"]:
         low, high = result["decode_range"]
         assert 0 < low <= result["decode_tok_s"] <= high

@@ -33,7 +33,7 @@ def invoke(*args: str) -> tuple[Result, list[Seen]]:
 
 def test_defaults_leave_everything_to_the_model() -> None:
     _, [(engine, sampling, system)] = invoke()
-    assert engine == EngineOptions(DEFAULT_MODEL, None, None, None, "cpu", False)
+    assert engine == EngineOptions(DEFAULT_MODEL, None, None, None, "cpu", False, None)
     assert sampling.given() == {}
     assert sampling.n_predict == -1
     assert system is None
@@ -41,9 +41,9 @@ def test_defaults_leave_everything_to_the_model() -> None:
 
 def test_flags_of_llama_cpp() -> None:
     flags = "-m x --mem 6GB -c 100 -t 2 --backend reference --offline -n 5 -s 7 --temp 0 --top-k 3"
-    flags += " --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 -sys Hi"
+    flags += " --kv-dtype f32 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 -sys Hi"
     _, [(engine, sampling, system)] = invoke(*flags.split())
-    assert engine == EngineOptions("x", "6GB", 100, 2, "reference", True)
+    assert engine == EngineOptions("x", "6GB", 100, 2, "reference", True, "f32")
     assert sampling == SamplingOptions(5, 7, 0.0, 3, 0.5, 0.1, 1.1)
     assert system == "Hi"
 
@@ -64,6 +64,7 @@ def test_memory_may_be_automatic() -> None:
         ["--repeat-penalty", "0"],
         ["-n", "-2"],
         ["--backend", "gpu"],
+        ["--kv-dtype", "q4"],
     ],
 )
 def test_values_out_of_range_are_refused(args: list[str]) -> None:

@@ -45,6 +45,20 @@ def test_json(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["total_bytes"] == told["smallest_budget"] == parts
 
 
+def test_keys_and_values(
+    tmp_path: Path, tiny_gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source in (str(tiny_gguf), str(tiny.model_dir(tmp_path)), "smollm2-135m-instruct"):
+        told = {}
+        for kv_dtype in ("f16", "f32"):
+            assert main(["plan", source, "--kv-dtype", kv_dtype, "--json", "--mem", "4GB"]) == 0
+            told[kv_dtype] = json.loads(capsys.readouterr().out)
+            assert told[kv_dtype]["kv_dtype"] == kv_dtype
+        assert told["f32"]["kv_bytes"] == 2 * told["f16"]["kv_bytes"]
+        assert main(["plan", source, "--kv-dtype", "f32", "--mem", "4GB"]) == 0
+        assert "tokens of context in f32, " in capsys.readouterr().out
+
+
 def test_a_known_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "smollm2-135m-instruct", "--mem", "2GB"]) == 0
     out = capsys.readouterr().out

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny
 import tiny_hf
 
+from flashllm.cache.kv import Sequence
 from flashllm.convert import convert
 from flashllm.convert.planning import guess_dtypes, plan_checkpoint, plan_model, plan_shape
 from flashllm.convert.source import understand
@@ -17,6 +17,7 @@ from flashllm.errors import CorruptModel, InvalidInput, UnsupportedModel
 from flashllm.flash.format import read_model
 from flashllm.formats.opening import open_checkpoint
 from flashllm.generate.opening import weight_bytes
+from flashllm.model.loader import KV_DTYPES
 from flashllm.model.plan import FIXED_BYTES
 
 SHAPE: dict[str, Any] = {"layers": 3, "hidden": 96, "ffn": 160, "heads": 6, "kv_heads": 3}
@@ -82,11 +83,11 @@ def test_the_plan_of_a_folder(tmp_path: Path, dtype: str, shards: int) -> None:
 
 
 def test_keys_and_values_are_what_a_session_reserves(tmp_path: Path) -> None:
-    from flashllm.cache.kv import Sequence
-
-    plan = plan_checkpoint(tiny.write_gguf(tmp_path / "m.gguf"), mem_budget="6GB", n_ctx=64)
-    assert plan.kv_bytes == Sequence(2, 2, 16, 64, np.dtype(np.float16)).nbytes
-    assert plan.n_ctx == 64
+    path = tiny.write_gguf(tmp_path / "m.gguf")
+    for name, dtype in KV_DTYPES.items():
+        plan = plan_checkpoint(path, mem_budget="6GB", n_ctx=64, kv_dtype=name)  # type: ignore[arg-type]
+        assert plan.kv_bytes == Sequence(2, 2, 16, 64, dtype).nbytes
+        assert (plan.n_ctx, plan.kv_dtype) == (64, name)
 
 
 def test_budgets(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 from fake_decoder import FakeDecoder
 
-from flashllm.errors import CorruptModel, DiskFull, FlashError, ModelIOError
+from flashllm.errors import CorruptModel, DiskFull, FlashError, InvalidInput, ModelIOError
 from flashllm.generate import session_file
 from flashllm.generate.events import Done
 from flashllm.generate.sampling import SamplingParams
@@ -81,6 +81,14 @@ def test_another_model_reads_the_text_anew(saved: Path) -> None:
     assert loaded.messages == talked().messages
     assert loaded.tokens == []
     assert say(loaded, "next").stats.cached_tokens == 0
+
+
+def test_a_cache_of_another_dtype_is_refused(saved: Path) -> None:
+    decoder = FakeDecoder()
+    decoder.kv_dtype = "f32"
+    with pytest.raises(InvalidInput, match=r"'f16'.*'f32'.*--kv-dtype"):
+        session_file.load(saved, fake_decoder.chat_model(decoder))
+    assert decoder.sequences == []
 
 
 def test_a_smaller_context_reads_the_text_anew(saved: Path) -> None:

@@ -36,7 +36,7 @@ def make(mem_budget: int | str, n_ctx: int | None = None, **changes: object) -> 
 def test_the_sum() -> None:
     made = make("12GB")
     assert made.n_ctx == DEFAULT_CONTEXT
-    assert made.kv_bytes == kv_bytes(CONFIG, 4096) == 4096 * 512 * 1024
+    assert made.kv_bytes == kv_bytes(CONFIG, 4096, "f16") == 4096 * 512 * 1024
     assert made.total_bytes == 4 * GB + 2 * GB + 147_483_648 + FIXED_BYTES
     assert made.disk_bytes == 5 * GB + 7
     assert made.fits
@@ -69,6 +69,14 @@ def test_verdicts_say_what_to_do() -> None:
         assert made.verdict.startswith("fits" if made.fits else "does not fit")
         assert "\n" not in made.summary
         assert made.name in made.summary
+
+
+def test_keys_and_values_of_f32_take_twice_the_room() -> None:
+    f16, f32 = make("12GB"), plan("m", CONFIG, SIZES, ("q8",), mem_budget="12GB", kv_dtype="f32")
+    assert (f32.kv_dtype, f32.kv_bytes) == ("f32", 2 * f16.kv_bytes)
+    assert f32.total_bytes == f16.total_bytes + f16.kv_bytes
+    with pytest.raises(InvalidInput, match="'q3'"):
+        plan("m", CONFIG, SIZES, ("q8",), mem_budget=1, kv_dtype="q3")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("n_ctx", [0, -1, 8193])
