@@ -25,6 +25,7 @@ ARCHITECTURES = {
     "Gemma2ForCausalLM": gguf.MODEL_ARCH.GEMMA2,
     "Gemma3ForCausalLM": gguf.MODEL_ARCH.GEMMA3,
     "Gemma3ForConditionalGeneration": gguf.MODEL_ARCH.GEMMA3,
+    "Mistral3ForConditionalGeneration": gguf.MODEL_ARCH.LLAMA,
     "Phi3ForCausalLM": gguf.MODEL_ARCH.PHI3,
     "Olmo2ForCausalLM": gguf.MODEL_ARCH.OLMO2,
     "Olmo3ForCausalLM": gguf.MODEL_ARCH.OLMO2,

@@ -138,6 +138,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3ForConditionalGeneration",
         {"head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 32},
     ),
+    "mistral3-vision": (
+        "Mistral3ForConditionalGeneration",
+        {"head_dim": 32, "sliding_window": None, "rope_theta": 1e9},
+    ),
     "phi3": ("Phi3", {"sliding_window": WINDOW, "num_key_value_heads": 4}),
     "phi3-long-short": (
         "Phi3",

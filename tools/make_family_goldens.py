@@ -36,6 +36,14 @@ from family_older import older_config  # noqa: E402
 from family_weights import digest, make_weights  # noqa: E402
 
 POSITIONS = 64
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "image_size": 28,
+    "patch_size": 14,
+}
 COLUMNS = 40
 
 
@@ -96,18 +104,18 @@ def fresh_model(name: str) -> torch.nn.Module:
     """The variant with transformers' own random weights."""
     kind, values = config_values(name)
     if kind == "Gemma3ForConditionalGeneration":
-        vision = {
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 1,
-            "image_size": 28,
-            "patch_size": 14,
-        }
         config = transformers.Gemma3Config(
-            text_config=values, vision_config=vision, mm_tokens_per_image=4, image_token_index=299
+            text_config=values, vision_config=VISION, mm_tokens_per_image=4, image_token_index=299
         )
         return transformers.Gemma3ForConditionalGeneration(config)
+    if kind == "Mistral3ForConditionalGeneration":
+        config = transformers.Mistral3Config(
+            text_config={**values, "model_type": "mistral"},
+            vision_config={**VISION, "model_type": "pixtral"},
+            image_token_index=299,
+            tie_word_embeddings=False,
+        )
+        return transformers.Mistral3ForConditionalGeneration(config)
     config_class = "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
     config = getattr(transformers, config_class)(**values)
     return getattr(transformers, f"{kind}ForCausalLM")(config)

@@ -69,7 +69,8 @@ def kinds(translation):
 @pytest.mark.parametrize("name", variants())
 def test_configs_of_transformers_4_and_5_are_the_same(name):
     made = from_hf(name).config
-    older = translate_hf(older_config(variants()[name]["config"]), (), no_vector).config
+    config, shapes = variants()[name]["config"], variants()[name]["shapes"]
+    older = translate_hf(older_config(config), shapes, no_vector).config
     assert older == made
     assert ModelConfig.from_json(json.loads(json.dumps(made.to_json()))) == made
 

@@ -21,6 +21,7 @@ from flashllm.model.families import (
     gpt_neox,
     granite,
     llama,
+    mistral3,
     olmo2,
     opt,
     phi3,
@@ -36,6 +37,7 @@ __all__ = ["FAMILIES", "Family", "Slice", "Translation", "translate_gguf", "tran
 
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
+    mistral3.FAMILY,
     smollm3.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
