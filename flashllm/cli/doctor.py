@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import platform
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import click
 
 from flashllm import machine
-from flashllm.cli import disk_rate
+from flashllm.cli import curve_file, disk_rate
 from flashllm.cli.main import version
 from flashllm.cli.options import json_option
 from flashllm.cli.report import Report
+from flashllm.disk_curve import DiskCurve
 from flashllm.errors import FlashError
 from flashllm.hub import store
 from flashllm.sizes import format_size
@@ -29,25 +31,29 @@ _BUFFER = 1 << 30
 
 
 @click.command("doctor")
+@click.option("--measure", "anew", is_flag=True, help="Measure the disk again.")
 @json_option
-def command(as_json: bool) -> None:
+def command(anew: bool, as_json: bool) -> None:
     """Describe this computer: memory, processor, disk, and where flashllm keeps things.
 
-    Measures the memory's read rate, and the disk's if there is a model in the store to read.
+    Measures the memory's read rate, and the disk's if there is a model in the store to read: in
+    blocks of several sizes, several at once, past the page cache (direct) and through it (pread).
+    That takes some 10 s; what it finds is kept in the user's cache folder and shown the next time.
     """
     with Report(quiet=as_json) as report:
-        facts = examine(report)
+        facts = examine(report, anew)
     if as_json:
         click.echo(json.dumps(facts))
     else:
         click.echo("\n".join(f"{label:<17} {text}" for label, text in describe(facts)))
 
 
-def examine(report: Report) -> dict[str, Any]:
+def examine(report: Report, anew: bool) -> dict[str, Any]:
     """Every fact, in bytes and bytes per second, as --json prints them."""
     from flashllm.kernels import jit
 
     memory, cpu, models = machine.memory(), machine.cpu(), store.list_models()
+    curve = disk_curve(models, anew, report)
     return {
         "flashllm": version(),
         "python": platform.python_version(),
@@ -66,7 +72,7 @@ def examine(report: Report) -> dict[str, Any]:
             "bytes": sum(model.bytes for model in models),
             "free_disk": machine.free_disk(store.models_dir()),
         },
-        "disk_read": disk_rates(models, report),
+        "disk_read": curve and curve.to_json(),
     }
 
 
@@ -79,17 +85,24 @@ def memory_rates(cores: int, report: Report) -> dict[str, float]:
     return {str(count): bandwidth.measure(count, size) * 1e9 for count in sorted({1, cores})}
 
 
-def disk_rates(models: list[store.StoredModel], report: Report) -> list[dict[str, Any]]:
-    """Read rate of the disk, from the largest stored model; empty without one."""
+def disk_curve(models: list[store.StoredModel], anew: bool, report: Report) -> DiskCurve | None:
+    """The read curve of the store's disk: the one kept, or measured on the largest stored model."""
+    kept_in = curve_file.curve_path(store.models_dir())
+    if not anew and (kept := curve_file.load(kept_in)):
+        return kept
     if not models:
-        return []
+        return None
     report.message("measuring the disk's read rate")
     largest = max(models, key=lambda model: model.bytes)
     try:
-        return [dataclasses.asdict(rate) for rate in disk_rate.measure(largest.path)]
+        curve = disk_rate.measure(largest.path, disk_rate.SECONDS, report.progress)
+        curve_file.save(curve, kept_in)
     except FlashError as error:
-        report.message(f"cannot measure the disk's read rate: {error}")
-        return []
+        report.message(f"cannot measure the disk's read rate: {error}.")
+        return None
+    except OSError as error:
+        report.message(f"{kept_in}: cannot keep the disk's read rate: {error.strerror}.")
+    return curve
 
 
 def describe(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -112,11 +125,11 @@ def describe(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for threads, rate in facts["memory_read"].items():
         rows.append(("memory read", f"{rate / 1e9:.1f} GB/s with {threads} thread(s)"))
-    for rate in facts["disk_read"]:
-        how = f"blocks of {rate['block_bytes'] >> 10} KiB, {rate['threads']} at once"
-        rows.append(("disk read", f"{format_size(rate['bytes_per_s'])}/s in {how}"))
-    if not facts["disk_read"]:
-        rows.append(("disk read", "not measured: there is no model to read"))
+    if facts["disk_read"]:
+        rows += describe_disk(DiskCurve.from_json(facts["disk_read"]))
+    else:
+        why = "" if models["count"] else ": there is no model to read"
+        rows.append(("disk read", f"not measured{why}"))
     ready = "compiled" if kernels["compiled"] else "not compiled yet: the first run takes longer"
     rows.append(("kernels", f"{ready}, in {kernels['folder']}"))
     rows.append(
@@ -127,3 +140,11 @@ def describe(facts: dict[str, Any]) -> list[tuple[str, str]]:
         )
     )
     return rows
+
+
+def describe_disk(curve: DiskCurve) -> list[tuple[str, str]]:
+    """(label, text) of the disk's curve: when it was measured, then a table for each mode."""
+    age = curve.age(datetime.datetime.now(datetime.UTC))
+    lines = [f"measured {age}; doctor --measure does it again"]
+    lines += [line for io in curve.modes for line in curve.table(io)]
+    return [("" if i else "disk read", line) for i, line in enumerate(lines)]

@@ -246,18 +246,3 @@ def test_bench(
     assert "tok/s" in succeed(capsys, *flags)
     assert fail(capsys, "bench", "-m", model, "-p", "8", "-t", "0")[0] == 2
     assert "context" in fail(capsys, "bench", "-m", model, "-p", "500", "-t", "1")[1]
-
-
-def test_doctor(
-    model: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from flashllm.kernels import bandwidth
-
-    monkeypatch.setattr(bandwidth, "measure", lambda threads, size: 10.0)
-    assert "not measured" in succeed(capsys, "doctor")
-    shutil.copytree(model, home / "models" / "mine")
-    told = json.loads(succeed(capsys, "doctor", "--json"))
-    assert told["memory"]["available"] <= told["memory"]["total"]
-    assert told["models"]["count"] == 1
-    assert all(rate["bytes_per_s"] > 0 for rate in told["disk_read"])
-    assert str(home) in succeed(capsys, "doctor")
