@@ -9,7 +9,7 @@ from typing import Literal
 
 from flashllm.convert import convert as convert_checkpoint
 from flashllm.convert.planning import plan_checkpoint, plan_model, plan_shape
-from flashllm.generate.opening import Backend, Progress
+from flashllm.generate.opening import Backend, IOMode, Progress
 from flashllm.hub import manifests, store
 from flashllm.hub.foreign import is_foreign
 from flashllm.hub.from_hub import HubPull
@@ -32,6 +32,7 @@ def load(
     backend: Backend = "cpu",
     n_ctx: int | None = None,
     kv_dtype: KVDtype | None = None,
+    io: IOMode = "auto",
     dtype: Dtype = "keep",
     on_progress: Progress | None = None,
     on_message: Callable[[str], None] | None = None,
@@ -52,6 +53,7 @@ def load(
         backend=backend,
         n_ctx=n_ctx,
         kv_dtype=kv_dtype,
+        io=io,
         on_progress=on_progress,
     )
 

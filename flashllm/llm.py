@@ -12,7 +12,7 @@ from flashllm.errors import InvalidInput
 from flashllm.generate import budget, engine, session_file
 from flashllm.generate import score as scoring
 from flashllm.generate.golden import read_golden
-from flashllm.generate.opening import Backend, Progress, open_model, weight_bytes
+from flashllm.generate.opening import Backend, IOMode, Progress, open_model, weight_bytes
 from flashllm.generate.reply import Reply, ReplyChannel
 from flashllm.generate.sampling import SamplingOptions, SamplingParams
 from flashllm.generate.service import MakeEvents, Service, open_services
@@ -60,6 +60,7 @@ class LLM:
         backend: Backend = "cpu",
         n_ctx: int | None = None,
         kv_dtype: KVDtype | None = None,
+        io: IOMode = "auto",
         on_progress: Progress | None = None,
     ) -> LLM:
         """Load the flash model in the directory `path`.
@@ -68,7 +69,7 @@ class LLM:
         the weights); None sets no limit. threads: None chooses. backend: "reference" computes
         slowly, in numpy. n_ctx: tokens of context of a session, at most what the model was made
         for. kv_dtype: what to keep keys and values in; None is the backend's own, "f16" unless it
-        is the reference. on_progress: told, on another thread, how much is loaded and of how much.
+        is the reference. io: how files are read. on_progress(loaded, in all), on another thread.
 
         Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, OutOfBudget,
         InvalidInput.
@@ -84,6 +85,7 @@ class LLM:
                 threads=threads,
                 backend=backend,
                 kv_dtype=kv_dtype,
+                io=io,
                 on_progress=on_progress,
             )
             try:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flashllm import machine
-from flashllm.cli.options import json_option, kv_dtype_option, model_option, offline_option
+from flashllm.cli.options import (
+    io_option,
+    json_option,
+    kv_dtype_option,
+    model_option,
+    offline_option,
+)
 from flashllm.cli.report import Report
 from flashllm.errors import InvalidInput
 from flashllm.sizes import format_size
 
 if TYPE_CHECKING:
-    from flashllm.generate.loop import Decoder
+    from flashllm.model.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +62,7 @@ def thread_counts(ctx: click.Context, param: click.Parameter, value: str) -> lis
     help="Thread counts to measure. [default: one for each physical core]",
 )
 @kv_dtype_option
+@io_option
 @offline_option
 @json_option
 def command(
@@ -64,6 +72,7 @@ def command(
     repetitions: int,
     threads: list[int],
     kv_dtype: str | None,
+    io: str,
     offline: bool,
     as_json: bool,
 ) -> None:
@@ -74,14 +83,17 @@ def command(
     """
     from flashllm.cli import opening
     from flashllm.kernels import bandwidth
+    from flashllm.model.loader import load_decoder
 
     with Report(quiet=as_json) as report:
         path = opening.locate(model, offline, report)
         opening.say_if_compiling("cpu", report)
+        opening.say_if_io_falls_back(path, io, report)
+        load = functools.partial(load_decoder, path, kv_dtype=kv_dtype, io=io)
         timings = []
         for count in threads:
             report.message(f"measuring {path.name} with {count} thread(s)")
-            timings.append(measure(path, count, kv_dtype, n_prompt, n_gen, repetitions, report))
+            timings.append(measure(load, count, n_prompt, n_gen, repetitions, report))
         # Last, because its large buffer would count in the peak memory.
         report.message("measuring the memory's read rate")
         read_rates = [bandwidth.measure(count) * 1e9 for count in threads]
@@ -90,7 +102,7 @@ def command(
         for timing, rate in zip(timings, read_rates, strict=True)
     ]
     if as_json:
-        shape = {"n_prompt": n_prompt, "n_gen": n_gen, "repetitions": repetitions}
+        shape = {"n_prompt": n_prompt, "n_gen": n_gen, "repetitions": repetitions, "io": io}
         facts = {"model": path.name, "cpu": machine.cpu_name(), **shape, "results": results}
         click.echo(json.dumps(facts))
     else:
@@ -99,19 +111,16 @@ def command(
 
 
 def measure(
-    path: Path,
+    load: Callable[..., Decoder],
     threads: int,
-    kv_dtype: str | None,
     n_prompt: int,
     n_gen: int,
     repetitions: int,
     report: Report,
 ) -> Timing:
     """Load the model for `threads` threads and time it."""
-    from flashllm.model.loader import load_decoder
-
     start = time.perf_counter()
-    decoder = load_decoder(path, threads=threads, kv_dtype=kv_dtype)
+    decoder = load(threads=threads)
     try:
         load_s = time.perf_counter() - start
         if n_prompt + n_gen > decoder.config.context_length:

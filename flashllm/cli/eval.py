@@ -54,6 +54,7 @@ def evaluate(
     from flashllm.generate.tokenizer import Tokenizer
 
     path = opening.locate(engine.model, engine.offline, report)
+    opening.say_if_io_falls_back(path, engine.io, report)
     decoder = load(path, engine, engine.backend, engine.kv_dtype, report)
     try:
         report.message(f"evaluating {path.name}")
@@ -108,6 +109,7 @@ def load(
         threads=engine.threads,
         backend=backend,
         kv_dtype=kv_dtype,
+        io=engine.io,
         on_progress=report.progress,
     )
 

@@ -39,6 +39,7 @@ class EngineOptions:
     backend: Literal["cpu", "reference"]
     offline: bool
     kv_dtype: Literal["f16", "f32"] | None
+    io: Literal["auto", "direct", "pread", "mmap"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,13 @@ _KV_DTYPE = click.option(
     help="What to keep keys and values of the context in: f32 takes twice the memory. [default: "
     "f16; f32 for the reference backend]",
 )
+_IO = click.option(
+    "--io",
+    type=click.Choice(["auto", "direct", "pread", "mmap"]),
+    default="auto",
+    help="How to read the weights: direct, past the system's page cache; pread, through it; mmap, "
+    "from mapped files. [default: auto, pread for weights that stay in memory]",
+)
 _OFFLINE = click.option(
     "--offline",
     is_flag=True,
@@ -118,6 +126,7 @@ _ENGINE = (
     ),
     _OFFLINE,
     _KV_DTYPE,
+    _IO,
 )
 
 _SAMPLING = (
@@ -162,6 +171,7 @@ _SAMPLING = (
 model_option = _MODEL
 offline_option = _OFFLINE
 kv_dtype_option = _KV_DTYPE
+io_option = _IO
 stats_option = click.option(
     "--stats", is_flag=True, help="Print what the reply cost, on standard error."
 )

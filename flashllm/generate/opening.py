@@ -20,6 +20,7 @@ from flashllm.model.loader import load_decoder
 from flashllm.model.plan import KVDtype
 
 Backend = Literal["cpu", "reference"]
+IOMode = Literal["auto", "direct", "pread", "mmap"]
 Progress = Callable[[int, int], None]
 
 _MAX_MANIFEST = 64 << 20
@@ -42,6 +43,7 @@ def open_model(
     threads: int | None = None,
     backend: Backend = "cpu",
     kv_dtype: KVDtype | None = None,
+    io: IOMode = "auto",
     on_progress: Progress | None = None,
 ) -> ChatModel:
     """The model in `folder`, loaded by the engine's thread.
@@ -54,7 +56,12 @@ def open_model(
 
     def load(progress: Progress) -> Decoder:
         return load_decoder(
-            folder, threads=threads, backend=backend, kv_dtype=kv_dtype, on_progress=progress
+            folder,
+            threads=threads,
+            backend=backend,
+            kv_dtype=kv_dtype,
+            io=io,
+            on_progress=progress,
         )
 
     decoder = _load(engine, load, on_progress)

@@ -28,13 +28,15 @@ def load_decoder(
     threads: int | None = None,
     backend: str = "cpu",
     kv_dtype: str | None = None,
+    io: str = "auto",
     max_tokens_per_step: int = 512,
     on_progress: Progress | None = None,
 ) -> Decoder:
     """Read the model in folder `path` into memory, ready to run.
 
     threads: by default one per physical core. kv_dtype: "f16" or "f32", by default the backend's
-    own ("f16" for cpu). on_progress(bytes read, bytes in all).
+    own ("f16" for cpu). io: how files are read, one of reader.IO_MODES; "auto" is "pread".
+    on_progress(bytes read, bytes in all).
     Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, InvalidInput.
     """
     if kv_dtype is not None and kv_dtype not in KV_DTYPES:
@@ -45,8 +47,8 @@ def load_decoder(
         raise UnsupportedModel(f"{path}: heads of {size} elements; multiples of 16 run")
     opened = kernels.load(backend, threads or machine.cpu().usable_cores)
     try:
-        # Read once and kept: from a warm page cache this takes half the time of direct reads.
-        with UnitReader(model, io="pread") as reader:
+        # Read once and kept: from a warm page cache pread takes half the time of direct reads.
+        with UnitReader(model, io="pread" if io == "auto" else io) as reader:
             units = ResidentUnits(model, reader, on_progress)
         kept_as = KV_DTYPES[kv_dtype] if kv_dtype else opened.kv_dtype
         return Wiring(model, config, opened, units, kept_as, max_tokens_per_step).decoder()

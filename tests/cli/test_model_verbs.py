@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
@@ -52,6 +53,39 @@ def test_run_answers_on_standard_output(model: str, capsys: pytest.CaptureFixtur
     answer = succeed(capsys, "run", "-m", model, "-p", "hello", *FAST)
     assert answer.strip()
     assert answer == succeed(capsys, "run", "-m", model, "-p", "hello", *FAST)
+
+
+def test_every_way_of_reading_gives_the_same_answer(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = succeed(capsys, "run", "-m", model, "-p", "hello", *FAST)
+    for mode in ("direct", "pread", "mmap"):
+        flags = ["-m", model, "--io", mode]
+        assert succeed(capsys, "run", *flags, "-p", "hello", *FAST) == answer
+
+
+def test_a_way_the_file_system_lacks_is_told_once(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flashllm.flash.files import DirectFile
+    from flashllm.kernels import bandwidth
+
+    def refuse(self: DirectFile, path: Path, scratch: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(DirectFile, "__init__", refuse)
+    monkeypatch.setattr(bandwidth, "measure", lambda threads: 10.0)
+    (tmp_path / "text").write_text("the capital of france is paris")
+    verbs = {
+        "run": ["-p", "hello", *FAST],
+        "eval": [str(tmp_path / "text"), "--backend", "reference"],
+        "bench": ["-p", "4", "-n", "2", "-r", "1", "-t", "1,2"],
+    }
+    for verb, flags in verbs.items():
+        for mode, times in (("direct", 1), ("auto", 0)):
+            assert main([verb, "-m", model, "--io", mode, *flags]) == 0
+            err = capsys.readouterr().err
+            assert err.count("this file system cannot read in mode 'direct'") == times
 
 
 def test_run_json_holds_the_same_text_and_what_it_cost(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 import pytest
 from click.testing import CliRunner, Result
@@ -13,6 +15,8 @@ from flashllm.cli.options import (
     sampling_options,
     system_prompt_option,
 )
+from flashllm.flash.reader import IO_MODES
+from flashllm.generate.opening import IOMode
 from flashllm.hub.manifests import DEFAULT_MODEL
 
 Seen = tuple[EngineOptions, SamplingOptions, str | None]
@@ -33,7 +37,7 @@ def invoke(*args: str) -> tuple[Result, list[Seen]]:
 
 def test_defaults_leave_everything_to_the_model() -> None:
     _, [(engine, sampling, system)] = invoke()
-    assert engine == EngineOptions(DEFAULT_MODEL, None, None, None, "cpu", False, None)
+    assert engine == EngineOptions(DEFAULT_MODEL, None, None, None, "cpu", False, None, "auto")
     assert sampling.given() == {}
     assert sampling.n_predict == -1
     assert system is None
@@ -41,11 +45,18 @@ def test_defaults_leave_everything_to_the_model() -> None:
 
 def test_flags_of_llama_cpp() -> None:
     flags = "-m x --mem 6GB -c 100 -t 2 --backend reference --offline -n 5 -s 7 --temp 0 --top-k 3"
-    flags += " --kv-dtype f32 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 -sys Hi"
+    flags += " --kv-dtype f32 --io mmap --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 -sys Hi"
     _, [(engine, sampling, system)] = invoke(*flags.split())
-    assert engine == EngineOptions("x", "6GB", 100, 2, "reference", True, "f32")
+    assert engine == EngineOptions("x", "6GB", 100, 2, "reference", True, "f32", "mmap")
     assert sampling == SamplingOptions(5, 7, 0.0, 3, 0.5, 0.1, 1.1)
     assert system == "Hi"
+
+
+def test_every_mode_of_the_reader_can_be_asked_for() -> None:
+    for mode in IO_MODES:
+        _, [(engine, _, _)] = invoke("--io", mode)
+        assert engine.io == mode
+    assert set(get_args(IOMode)) == set(IO_MODES)
 
 
 def test_memory_may_be_automatic() -> None:
@@ -65,6 +76,7 @@ def test_memory_may_be_automatic() -> None:
         ["-n", "-2"],
         ["--backend", "gpu"],
         ["--kv-dtype", "q4"],
+        ["--io", "uring"],
     ],
 )
 def test_values_out_of_range_are_refused(args: list[str]) -> None:

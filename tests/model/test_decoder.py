@@ -10,6 +10,7 @@ import safetensors.numpy
 import tiny
 
 from flashllm.errors import Cancelled, ContextFull, InvalidInput
+from flashllm.flash.reader import IO_MODES
 from flashllm.model.loader import load_decoder
 
 DATA = Path(__file__).parent.parent / "data"
@@ -85,6 +86,14 @@ def test_golden_logits_of_float32_arithmetic(tmp_path, options, tolerance):
     tokens, logits = golden["tokens"], golden["logits"]
     ours = all_logits(path, [len(tokens)], tokens=tokens, **options)
     assert np.abs(ours - logits).max() / np.abs(logits).max() < tolerance
+
+
+def test_every_way_of_reading_gives_the_same_logits(paths):
+    expected = all_logits(paths(), [len(TOKENS)], threads=2)
+    for io in IO_MODES:
+        assert np.array_equal(all_logits(paths(), [len(TOKENS)], threads=2, io=io), expected)
+    with pytest.raises(InvalidInput, match="uring"):
+        load_decoder(paths(), io="uring")
 
 
 def test_several_sequences_in_one_step(paths):
