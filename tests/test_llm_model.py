@@ -119,7 +119,7 @@ def test_another_backends_session_is_read_anew(folder: Path, llm: LLM, tmp_path:
 def test_a_session_is_restored_in_the_dtype_it_was_saved_in(
     folder: Path, llm: LLM, tmp_path: Path
 ) -> None:
-    for kv_dtype, other in (("f16", "f32"), ("f32", "f16")):
+    for kv_dtype, other in (("f16", "f32"), ("f32", "q8"), ("q8", "f16")):
         path = tmp_path / kv_dtype
         with LLM.open(folder, kv_dtype=kv_dtype) as first:  # type: ignore[arg-type]
             chat = first.session(seed=3, max_tokens=4)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flashllm.errors import CorruptModel, InvalidInput
 from flashllm.kernels.memory import huge_buffer
+from flashllm.kernels.weights import q8_keys, q8_values
 
 BLOCK = 16
 """Positions whose keys lie side by side: a lane of a kernel's vector is a position."""
@@ -18,19 +19,22 @@ BLOCK = 16
 class Sequence:
     """A conversation's keys and values for up to n_ctx tokens; `length` of them are valid.
 
+    dtype: float16, float32, or int8 for q8; KVRows says how each lies in memory.
     Memory is reserved for n_ctx tokens at once and used by the system only as it fills.
     """
 
-    def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, n_ctx: int, dtype: np.dtype[np.floating]
-    ):
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, n_ctx: int, dtype: np.dtype[Any]):
         if n_ctx < 1:
             raise InvalidInput(f"a context of {n_ctx} tokens; at least 1 is needed")
         blocks = -(-n_ctx // BLOCK)
         self.n_ctx = n_ctx
         self.length = 0
-        self._keys = _array((layers, kv_heads, blocks, head_dim, BLOCK), dtype)
-        self._values = _array((layers, kv_heads, blocks * BLOCK, head_dim), dtype)
+        if dtype == np.int8:
+            self._keys = _array((layers, kv_heads, blocks), q8_keys(head_dim))
+            self._values = _array((layers, kv_heads, blocks), q8_values(head_dim))
+        else:
+            self._keys = _array((layers, kv_heads, blocks, head_dim, BLOCK), dtype)
+            self._values = _array((layers, kv_heads, blocks * BLOCK, head_dim), dtype)
 
     @property
     def nbytes(self) -> int:
@@ -49,33 +53,41 @@ class Sequence:
         self.length = length
 
     def export(self) -> dict[str, NDArray[Any]]:
-        """The valid part, as arrays to save: keys, values and the length."""
-        blocks = -(-self.length // BLOCK)
-        return {
-            "keys": np.ascontiguousarray(self._keys[:, :, :blocks]),
-            "values": np.ascontiguousarray(self._values[:, :, : self.length]),
-            "length": np.array([self.length], np.int64),
-        }
+        """The valid part, as arrays to save: keys, values and the length; of q8 whole blocks, as
+        uint8 [layers, kv_heads, bytes].
+        """
+        keys, values = (np.ascontiguousarray(part) for part in self._valid(self.length))
+        if keys.dtype.names:
+            keys, values = keys.view(np.uint8), values.view(np.uint8)
+        return {"keys": keys, "values": values, "length": np.array([self.length], np.int64)}
 
     def restore(self, saved: Mapping[str, NDArray[Any]]) -> None:
         """Take over what export() gave. Raises CorruptModel unless every shape and number fits."""
         length = _saved_length(saved, self.n_ctx)
-        blocks = -(-length // BLOCK)
-        for name, target in (
-            ("keys", self._keys[:, :, :blocks]),
-            ("values", self._values[:, :, :length]),
-        ):
+        for name, target in zip(("keys", "values"), self._valid(length), strict=True):
             source = saved.get(name)
-            if source is None or source.shape != target.shape or source.dtype != target.dtype:
+            shape, dtype = target.shape, target.dtype
+            if in_blocks := bool(dtype.names):
+                shape = (*shape[:2], shape[2] * dtype.itemsize)
+                dtype = np.dtype(np.uint8)
+            if source is None or source.shape != shape or source.dtype != dtype:
                 found = "nothing" if source is None else f"{source.dtype}{list(source.shape)}"
                 raise CorruptModel(
-                    f"saved {name}: {found}, expected {target.dtype}{list(target.shape)}; "
+                    f"saved {name}: {found}, expected {dtype}{list(shape)}; "
                     "was it saved with another model?"
                 )
-            if not np.isfinite(source).all():
+            if in_blocks:
+                source = np.ascontiguousarray(source).view(target.dtype)
+            if not np.isfinite(source["scales"] if in_blocks else source).all():
                 raise CorruptModel(f"saved {name} hold numbers that are not finite")
             target[:] = source
         self.length = length
+
+    def _valid(self, length: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The part of keys and values, in whole blocks where they lie so, with `length` tokens."""
+        blocks = -(-length // BLOCK)
+        count = blocks if self._values.dtype.names else length
+        return self._keys[:, :, :blocks], self._values[:, :, :count]
 
     def close(self) -> None:
         """Give the memory back; the sequence can no longer be used."""
@@ -84,7 +96,7 @@ class Sequence:
         self._values = self._values[:0].copy()
 
 
-def _array(shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> NDArray[Any]:
+def _array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     return huge_buffer(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
 
 

@@ -38,7 +38,7 @@ class EngineOptions:
     threads: int | None
     backend: Literal["cpu", "reference"]
     offline: bool
-    kv_dtype: Literal["f16", "f32"] | None
+    kv_dtype: Literal["f16", "f32", "q8"] | None
     io: Literal["auto", "direct", "pread", "mmap"]
 
 
@@ -87,10 +87,10 @@ _THREADS = click.option(
 )
 _KV_DTYPE = click.option(
     "--kv-dtype",
-    type=click.Choice(["f16", "f32"]),
+    type=click.Choice(["f16", "f32", "q8"]),
     default=None,
-    help="What to keep keys and values of the context in: f32 takes twice the memory. [default: "
-    "f16; f32 for the reference backend]",
+    help="What to keep keys and values of the context in: f32 takes twice the memory of f16, q8 "
+    "about half. [default: f16; f32 for the reference backend]",
 )
 _IO = click.option(
     "--io",

@@ -43,7 +43,7 @@ Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 )
 @click.option(
     "--kv-dtype",
-    type=click.Choice(["f16", "f32"]),
+    type=click.Choice(["f16", "f32", "q8"]),
     default="f16",
     help="What to keep keys and values of the context in. [default: f16]",
 )

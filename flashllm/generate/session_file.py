@@ -24,7 +24,7 @@ from flashllm.model.plan import kv_bytes
 
 FORMAT, VERSION = "flashllm-session", "1"
 
-_DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
+_DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "U8": "|u1"}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _KV = "kv."
 _MAX_HEADER = 16 << 20

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flashllm.kernels.decoding import matrix, memory, row_parts, tile_down, tile_inputs
 from flashllm.kernels.program import Integers, Program
 from flashllm.kernels.weights import (
+    Q8_SMALLEST,
     Activations,
     FineActivations,
     Floats,
@@ -24,6 +25,8 @@ from flashllm.kernels.weights import (
     Scoring,
     TileFFN,
     TileMatrix,
+    q8_keys,
+    q8_values,
 )
 
 _ERF = np.frompyfunc(math.erf, 1, 1)
@@ -160,25 +163,54 @@ def rope(
 
 
 def _cache(kv: KVRows, row: int, layer: int, head: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """One head's keys [blocks, dim, 16] and values [positions, dim] in a row's sequence."""
+    """One head's keys [blocks, dim, 16] and values [positions, dim] in a row's sequence; in q8
+    both are blocks of q8_keys and q8_values.
+    """
     keys, values, size = (int(word) for word in kv.table[row])
     at = (layer * kv.kv_heads + head) * size
+    if kv.dtype == np.int8:
+        k = memory(keys + at, size).view(q8_keys(kv.head_dim))
+        return k, memory(values + at, size).view(q8_values(kv.head_dim))
     k = memory(keys + at, size).view(kv.dtype).reshape(-1, kv.head_dim, 16)
     return k, memory(values + at, size).view(kv.dtype).reshape(-1, kv.head_dim)
+
+
+def _history(kv: KVRows, row: int, layer: int, head: int) -> tuple[Floats, Floats]:
+    """One head's keys and values, float32 [positions, dim] each."""
+    k, v = _cache(kv, row, layer, head)
+    if kv.dtype == np.int8:
+        keys = k["codes"].transpose(0, 2, 1) * k["scales"][:, :, None]
+        values = v["codes"] * v["scales"][:, :, None]
+        return keys.reshape(-1, kv.head_dim), values.reshape(-1, kv.head_dim)
+    keys = k.transpose(0, 2, 1).reshape(-1, kv.head_dim).astype(np.float32)
+    return keys, v.astype(np.float32)
+
+
+def _codes(x: Floats) -> tuple[NDArray[np.int8], np.float32]:
+    """A vector as multiples, -127 to 127, of a scale."""
+    largest = np.abs(x).max()
+    if largest < Q8_SMALLEST:
+        return np.zeros(x.shape, np.int8), np.float32(0)
+    codes = np.rint(x * (np.float32(127) / largest)).astype(np.int8)
+    return codes, largest / np.float32(127)
 
 
 def write_kv(
     rows: int, keys: Floats, values: Floats, layer: int, positions: Integers, kv: KVRows
 ) -> None:
     """Twin of Program.write_kv."""
-    largest = np.finfo(kv.dtype).max
     for t in range(rows):
         block, lane = divmod(int(positions[t]), 16)
         for head in range(kv.kv_heads):
             part = np.s_[head * kv.head_dim : (head + 1) * kv.head_dim]
             k, v = _cache(kv, t, layer, head)
-            k[block, :, lane] = np.clip(keys[t, part], -largest, largest)
-            v[positions[t]] = np.clip(values[t, part], -largest, largest)
+            if kv.dtype == np.int8:
+                k["codes"][block, :, lane], k["scales"][block, lane] = _codes(keys[t, part])
+                v["codes"][block, lane], v["scales"][block, lane] = _codes(values[t, part])
+            else:
+                largest = np.finfo(kv.dtype).max
+                k[block, :, lane] = np.clip(keys[t, part], -largest, largest)
+                v[positions[t]] = np.clip(values[t, part], -largest, largest)
 
 
 def attend(
@@ -198,8 +230,7 @@ def attend(
         first = max(0, at + 1 - (scoring.window or at + 1))
         seen = np.arange(first, at + 1)
         for head in range(heads):
-            k, v = _cache(kv, t, layer, head * kv.kv_heads // heads)
-            keys = k.transpose(0, 2, 1).reshape(-1, dim)[seen].astype(np.float32)
+            keys, values = (x[seen] for x in _history(kv, t, layer, head * kv.kv_heads // heads))
             part = np.s_[t, head * dim : (head + 1) * dim]
             scores = keys @ queries[part] * np.float32(scoring.scale)
             if scoring.soft_cap is not None:
@@ -207,7 +238,7 @@ def attend(
             if scoring.slopes:
                 scores = scores - scoring.slopes[head] * (at - seen)
             weights = np.exp(scores - scores.max())
-            out[part] = weights / weights.sum() @ v[seen].astype(np.float32)
+            out[part] = weights / weights.sum() @ values
 
 
 def _activate(x: Floats, function: str) -> Floats:

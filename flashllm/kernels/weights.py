@@ -7,6 +7,7 @@ Whoever fills a table owns the memory, and may change an address between two run
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,15 +193,41 @@ class FineActivations:
         self.rows = Activations(2 * capacity, width)
 
 
+KV_NAMES: dict[str, Literal["f16", "f32", "q8"]] = {
+    "float16": "f16",
+    "float32": "f32",
+    "int8": "q8",
+}
+"""What users call the dtypes of keys and values, by numpy's names."""
+
+Q8_SMALLEST = 1e-30
+"""A head's vector whose largest number is below this is kept as zeros in q8."""
+
+
+def q8_keys(head_dim: int) -> np.dtype[Any]:
+    """A block of 16 positions' keys in q8: codes int8 [dim, 16], and a scale per position.
+
+    A number is code * scale, and scale is a 127th of the largest of the position's `head_dim`
+    numbers: it depends on no other token.
+    """
+    return np.dtype([("codes", np.int8, (head_dim, 16)), ("scales", np.float32, 16)])
+
+
+def q8_values(head_dim: int) -> np.dtype[Any]:
+    """A block of 16 positions' values in q8: codes int8 [16, dim], and a scale per position."""
+    return np.dtype([("codes", np.int8, (16, head_dim)), ("scales", np.float32, 16)])
+
+
 class KVRows:
     """Where the keys and values of each row's sequence are.
 
     table int64 [capacity, 3]: address of the sequence's keys, of its values, and the bytes of one
     head of one layer in either. Keys lie [layer][head][position / 16][dim][16], so that a lane is a
-    position; values [layer][head][position][dim].
+    position; values [layer][head][position][dim]. dtype: float16, float32, or int8 for q8, which
+    lies in the blocks of q8_keys and q8_values: 16 positions' codes, then their 16 scales.
     """
 
-    def __init__(self, capacity: int, kv_heads: int, head_dim: int, dtype: np.dtype[np.floating]):
+    def __init__(self, capacity: int, kv_heads: int, head_dim: int, dtype: np.dtype[Any]):
         if head_dim % 16:
             raise InvalidInput(f"heads of {head_dim} elements: kernels need a multiple of 16")
         self.kv_heads = kv_heads

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from flashllm.kernels.program import Integers
@@ -30,7 +32,7 @@ class StepBuffers:
         kv_heads: int,
         head_dim: int,
         neurons: int,
-        kv_dtype: np.dtype[np.floating],
+        kv_dtype: np.dtype[Any],
     ):
         self.capacity = capacity
         self.hidden = hidden

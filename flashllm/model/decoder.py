@@ -14,7 +14,7 @@ from flashllm.cache.units import ResidentUnits
 from flashllm.errors import ContextFull, InvalidInput
 from flashllm.kernels import Backend
 from flashllm.kernels.program import Program
-from flashllm.kernels.weights import Floats
+from flashllm.kernels.weights import KV_NAMES, Floats
 from flashllm.layers.block import Block
 from flashllm.layers.buffers import StepBuffers
 from flashllm.layers.head import Embedding, Head
@@ -74,7 +74,7 @@ class Decoder:
     @property
     def kv_dtype(self) -> KVDtype:
         """What keys and values are kept in."""
-        return "f16" if self._buffers.kv.dtype == np.float16 else "f32"
+        return KV_NAMES[self._buffers.kv.dtype.name]
 
     def new_sequence(self, n_ctx: int) -> Sequence:
         """An empty sequence of up to n_ctx tokens; the caller closes it.

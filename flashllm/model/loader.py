@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from flashllm.model.config import ModelConfig
 from flashllm.model.decoder import Decoder
 from flashllm.model.wiring import Wiring
 
-KV_DTYPES: dict[str, np.dtype[np.floating]] = {
+KV_DTYPES: dict[str, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),
     "f32": np.dtype(np.float32),
+    "q8": np.dtype(np.int8),
 }
 """Dtypes keys and values may be kept in."""
 
@@ -34,9 +36,9 @@ def load_decoder(
 ) -> Decoder:
     """Read the model in folder `path` into memory, ready to run.
 
-    threads: by default one per physical core. kv_dtype: "f16" or "f32", by default the backend's
-    own ("f16" for cpu). io: how files are read, one of reader.IO_MODES; "auto" is "pread".
-    on_progress(bytes read, bytes in all).
+    threads: by default one per physical core. kv_dtype: one of KV_DTYPES, by default the
+    backend's own ("f16" for cpu). io: how files are read, one of reader.IO_MODES; "auto" is
+    "pread". on_progress(bytes read, bytes in all).
     Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, InvalidInput.
     """
     if kv_dtype is not None and kv_dtype not in KV_DTYPES:

@@ -16,10 +16,11 @@ activations. See docs/measurements.md."""
 DEFAULT_CONTEXT = 4096
 """Tokens of context for sessions that do not say, if the model was made for as many."""
 
-KVDtype = Literal["f16", "f32"]
+KVDtype = Literal["f16", "f32", "q8"]
 """What keys and values may be kept in."""
 
-_KV_ELEMENT_BYTES: dict[str, int] = {"f16": 2, "f32": 4}
+_KV_ELEMENT_BYTES: dict[str, int] = {"f16": 2, "f32": 4, "q8": 1}
+_Q8_SCALE_BYTES = 4  # of each key and each value of each head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +157,10 @@ def kv_bytes(config: ModelConfig, n_ctx: int, dtype: KVDtype) -> int:
         raise InvalidInput(
             f"keys and values in {dtype!r}: choose one of {sorted(_KV_ELEMENT_BYTES)}"
         )
-    return 2 * _KV_ELEMENT_BYTES[dtype] * config.n_layers * config.kv_size * n_ctx
+    per_layer = _KV_ELEMENT_BYTES[dtype] * config.kv_size
+    if dtype == "q8":
+        per_layer += _Q8_SCALE_BYTES * config.attention.kv_heads
+    return 2 * config.n_layers * per_layer * n_ctx
 
 
 def bytes_allowed(mem_budget: int | str, weights: int) -> int:

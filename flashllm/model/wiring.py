@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Wiring:
         config: ModelConfig,
         backend: kernels.Backend,
         units: ResidentUnits,
-        kv_dtype: np.dtype[np.floating],
+        kv_dtype: np.dtype[Any],
         capacity: int,
     ):
         """Raises CorruptModel for a vector that is missing or of another shape."""

@@ -8,8 +8,8 @@ from comparing import both, relative
 
 from flashllm import kernels
 from flashllm.cache.kv import Sequence
-from flashllm.errors import InvalidInput
-from flashllm.kernels.weights import KVRows, Scoring
+from flashllm.errors import CorruptModel, InvalidInput
+from flashllm.kernels.weights import KVRows, Scoring, q8_keys, q8_values
 
 SCORINGS = {
     "plain": Scoring(0.2),
@@ -25,7 +25,7 @@ SCORINGS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8])
 def test_attention_matches_its_twin_over_two_sequences(cpu, twin, dtype):
     rng = np.random.default_rng(5)
     heads, kv_heads, dim, layers = 6, 2, 32, 2
@@ -54,7 +54,9 @@ def test_attention_matches_its_twin_over_two_sequences(cpu, twin, dtype):
     ours, theirs = both(cpu, twin, 4, record)
     assert relative(ours, theirs) < 1e-5
     # At position 0 there is one key: the result is its value.
-    assert np.allclose(np.abs(ours[0, :32]), np.abs(values[0, :32]) / 4, rtol=1e-3)
+    tolerance = np.abs(values[0, :32]).max() / 127 / 2 if dtype == np.int8 else 0
+    expected = np.abs(values[0, :32]) / 4
+    assert np.allclose(np.abs(ours[0, :32]), expected, rtol=1e-3, atol=tolerance / 4)
 
 
 def test_attention_survives_scores_far_apart(cpu):
@@ -104,7 +106,7 @@ def test_every_half_survives_the_cache(cpu):
 HEADS, KV_HEADS, DIM, COUNT = 4, 2, 16, 100
 
 
-@pytest.fixture(scope="module", params=[np.float16, np.float32])
+@pytest.fixture(scope="module", params=[np.float16, np.float32, np.int8])
 def history(cpu, request):
     """Two sequences of 100 positions that differ, and queries for each position."""
     rng, dtype = np.random.default_rng(11), np.dtype(request.param)
@@ -116,13 +118,13 @@ def history(cpu, request):
         program = cpu.program(COUNT)
         program.write_kv(keys, values, 0, np.arange(COUNT), kv)
         program.run(COUNT)
-    return owners, rng.standard_normal((COUNT, 64)).astype(np.float32) * 3
+    return owners, rng.standard_normal((COUNT, 64)).astype(np.float32) * 3, dtype
 
 
 def attend(backend, history, scoring, rows):
     """Results [rows, 64] of (owner, position) pairs in one step."""
-    owners, queries = history
-    kv = KVRows(len(rows), KV_HEADS, DIM, owners[0].export()["keys"].dtype)
+    owners, queries, dtype = history
+    kv = KVRows(len(rows), KV_HEADS, DIM, dtype)
     kv.table[:] = [owners[owner].addresses() for owner, _ in rows]
     positions = np.array([position for _, position in rows], np.int64)
     out = np.full((len(rows), 64), np.nan, np.float32)
@@ -162,20 +164,92 @@ def test_a_row_does_not_depend_on_its_company_or_on_threads(history, name):
 
 def test_windows_hide_what_is_before_them(cpu, history):
     """The result is bitwise the same whatever the hidden keys and values are."""
-    owners, queries = history
+    owners, queries, dtype = history
     scoring, at = Scoring(0.2, window=20), 57
     before = attend(cpu, history, scoring, [(0, at)])
     owners[0].length = COUNT
     saved = owners[0].export()
-    changed = Sequence(1, KV_HEADS, DIM, COUNT, saved["keys"].dtype)
-    saved["values"][:, :, : at - 19] = 5
-    saved["values"][:, :, at + 1 :] = 7
-    changed.restore(saved)
-    after = attend(cpu, ([changed], queries), scoring, [(0, at)])
-    assert np.array_equal(after, before)
-    saved["values"][:, :, at - 19] = 9
-    changed.restore(saved)
-    assert not np.array_equal(attend(cpu, ([changed], queries), scoring, [(0, at)]), before)
+    changed = Sequence(1, KV_HEADS, DIM, COUNT, dtype)
+
+    def after(hidden):
+        set_values(saved["values"], dtype, hidden)
+        changed.restore(saved)
+        return attend(cpu, ([changed], queries, dtype), scoring, [(0, at)])
+
+    assert np.array_equal(after({range(at - 19): 5, range(at + 1, COUNT): 7}), before)
+    assert not np.array_equal(after({range(at - 19, at - 18): 9}), before)
+
+
+def set_values(saved, dtype, numbers):
+    """Change the values of some positions, as they are saved; in q8 their codes."""
+    for positions, number in numbers.items():
+        if dtype != np.int8:
+            saved[:, :, positions] = number
+            continue
+        for position in positions:
+            codes = saved.view(q8_values(DIM))["codes"]
+            codes[:, :, position // 16, position % 16] = number
+
+
+@pytest.mark.parametrize("dim", [16, 64, 80])
+def test_eight_bits_are_what_the_twin_stores_and_near_what_was_given(cpu, twin, dim):
+    """Bitwise, in any order and company: a token's codes and scales are its own."""
+    rng, count = np.random.default_rng(3), 37
+    sizes = 10.0 ** rng.integers(-34, 5, (2, count, 1))
+    width = -(-2 * dim // 64) * 64
+    keys, values = (rng.standard_normal((2, count, width)) * sizes).astype(np.float32)
+    keys[3], values[4] = 0, 0
+
+    def stored(backend, steps):
+        owner = Sequence(2, 2, dim, 48, np.dtype(np.int8))
+        for step in steps:
+            kv = KVRows(len(step), 2, dim, np.dtype(np.int8))
+            kv.table[:] = owner.addresses()
+            program = backend.program(len(step))
+            program.write_kv(keys[step].copy(), values[step].copy(), 1, np.array(step), kv)
+            program.run(len(step))
+        owner.length = count
+        return owner.export()
+
+    whole = stored(twin, [list(range(count))])
+    for backend in (cpu, twin):
+        for steps in ([list(range(count))], [[i] for i in reversed(range(count))]):
+            got = stored(backend, steps)
+            assert np.array_equal(got["keys"], whole["keys"])
+            assert np.array_equal(got["values"], whole["values"])
+    blocks = whole["values"].view(q8_values(dim))[1]
+    back = (blocks["codes"] * blocks["scales"][..., None]).reshape(2, -1, dim)[:, :count]
+    given = values[:, : 2 * dim].reshape(count, 2, dim).transpose(1, 0, 2)
+    bound = np.maximum(np.abs(given).max(axis=-1, keepdims=True) / 254 * 1.0001, 1e-30)
+    assert (np.abs(back - given) <= bound).all()
+    by_position = whole["keys"].view(q8_keys(dim))[1]
+    back = by_position["codes"].transpose(0, 1, 3, 2) * by_position["scales"][..., None]
+    given = keys[:, : 2 * dim].reshape(count, 2, dim).transpose(1, 0, 2)
+    bound = np.maximum(np.abs(given).max(axis=-1, keepdims=True) / 254 * 1.0001, 1e-30)
+    assert (np.abs(back.reshape(2, -1, dim)[:, :count] - given) <= bound).all()
+
+
+def test_saved_eight_bits_are_checked_and_restored():
+    filled = Sequence(1, 2, 16, 40, np.dtype(np.int8))
+    filled.length = 20
+    for array in filled._valid(20):
+        array["codes"] = np.arange(-128, 128, dtype=np.int8).reshape(array["codes"].shape[3:])
+        array["scales"] = 0.5
+    saved = filled.export()
+    assert saved["keys"].shape == saved["values"].shape == (1, 2, 2 * (16 * 16 + 64))
+    again = Sequence(1, 2, 16, 40, np.dtype(np.int8))
+    again.restore(saved)
+    assert again.length == 20
+    assert all(np.array_equal(again.export()[name], saved[name]) for name in saved)
+    empty = Sequence(1, 2, 16, 40, np.dtype(np.int8))
+    again.restore(empty.export())
+    assert again.length == 0
+    saved["keys"].view(q8_keys(16))["scales"][0, 1, 0, 3] = np.nan
+    with pytest.raises(CorruptModel, match="not finite"):
+        again.restore(saved)
+    for wrong in (saved["values"][:, :, 1:], saved["values"].view(np.int8), None):
+        with pytest.raises(CorruptModel, match="expected uint8"):
+            again.restore({**empty.export(), "length": saved["length"], "keys": wrong})
 
 
 def test_impossible_scorings_are_refused(cpu, history):

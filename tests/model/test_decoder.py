@@ -57,6 +57,14 @@ def test_bitwise_whatever_the_chunks_and_threads(paths, dtype, codec):
     assert np.array_equal(narrow, expected)
 
 
+def test_bitwise_with_keys_and_values_in_8_bits(paths):
+    expected = all_logits(paths(), [1] * 40, threads=1, kv_dtype="q8")
+    for threads in (1, 2, 3):
+        for cuts in ([40], [3, 17, 20], [39, 1]):
+            got = all_logits(paths(), cuts, threads=threads, kv_dtype="q8")
+            assert np.array_equal(got, expected)
+
+
 @pytest.mark.parametrize("codec", ["tile", "row"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
@@ -76,11 +84,14 @@ def test_near_the_reference_backend(paths, dtype, codec, tolerance):
         ({"backend": "reference"}, 1e-5),
         ({"backend": "cpu", "kv_dtype": "f32"}, 1e-5),
         ({"backend": "cpu", "kv_dtype": "f16"}, 1e-3),
+        ({"backend": "cpu", "kv_dtype": "q8"}, 2e-2),
+        ({"backend": "reference", "kv_dtype": "q8"}, 2e-2),
     ],
 )
 def test_golden_logits_of_float32_arithmetic(tmp_path, options, tolerance):
     """Made by tools/make_goldens.py with torch from the same seeded file. Halves for keys and
-    values cost 6e-4 in a model this narrow: heads of 16 numbers average nothing out."""
+    values cost 6e-4 in a model this narrow, where heads of 16 numbers average nothing out, and
+    8 bits up to 2e-2."""
     golden = safetensors.numpy.load_file(DATA / "tiny_llama_golden.safetensors")
     path = tiny.model_dir(tmp_path, dtype="keep")
     tokens, logits = golden["tokens"], golden["logits"]
@@ -117,8 +128,9 @@ def test_several_sequences_in_one_step(paths):
     decoder.close()
 
 
-def test_rolling_back_forgets(paths):
-    decoder = load_decoder(paths(), threads=2)
+@pytest.mark.parametrize("kv_dtype", ["f16", "q8"])
+def test_rolling_back_forgets(paths, kv_dtype):
+    decoder = load_decoder(paths(), threads=2, kv_dtype=kv_dtype)
     first, second = decoder.new_sequence(40), decoder.new_sequence(40)
     decoder.step(first, TOKENS[:20])
     first.truncate(9)
@@ -130,8 +142,9 @@ def test_rolling_back_forgets(paths):
     decoder.close()
 
 
-def test_saved_sequences_continue(paths):
-    decoder = load_decoder(paths(), threads=1)
+@pytest.mark.parametrize("kv_dtype", ["f16", "q8"])
+def test_saved_sequences_continue(paths, kv_dtype):
+    decoder = load_decoder(paths(), threads=1, kv_dtype=kv_dtype)
     first, second = decoder.new_sequence(40), decoder.new_sequence(33)
     decoder.step(first, TOKENS[:21])
     second.restore(first.export())

@@ -75,6 +75,8 @@ def test_keys_and_values_of_f32_take_twice_the_room() -> None:
     f16, f32 = make("12GB"), plan("m", CONFIG, SIZES, ("q8",), mem_budget="12GB", kv_dtype="f32")
     assert (f32.kv_dtype, f32.kv_bytes) == ("f32", 2 * f16.kv_bytes)
     assert f32.total_bytes == f16.total_bytes + f16.kv_bytes
+    q8 = plan("m", CONFIG, SIZES, ("q8",), mem_budget="12GB", kv_dtype="q8")
+    assert q8.kv_bytes == f16.kv_bytes // 2 + f16.kv_bytes // CONFIG.attention.head_dim * 2
     with pytest.raises(InvalidInput, match="'q3'"):
         plan("m", CONFIG, SIZES, ("q8",), mem_budget=1, kv_dtype="q3")  # type: ignore[arg-type]
 

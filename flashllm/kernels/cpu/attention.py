@@ -1,4 +1,4 @@
-"""Attention over a cache of keys and values in f16 or f32, for any rows of any sequences."""
+"""Attention over a cache of keys and values in f16, f32 or q8, for any rows of any sequences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from numba import float32
 
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.activation import exp, tanh
-from flashllm.kernels.cpu.tiles import F16, F32, element_bytes, load_row_16
+from flashllm.kernels.cpu.tiles import F16, F32, Q8, element_bytes, load_row_16
 from flashllm.kernels.cpu.work import unpack
 from flashllm.kernels.simd import (
     add,
@@ -37,6 +37,22 @@ SCRATCH = 256 + 4 * STATE
 
 
 @jit.inline
+def _block(fmt, start, dim):
+    """Bytes from a head's first block to the one that begins at position `start`."""
+    if element_bytes(fmt) == 1:
+        return (start >> 4) * (16 * dim + 64)
+    return element_bytes(fmt) * start * dim
+
+
+@jit.inline
+def _scaled(fmt, x, block, dim):
+    """x, a lane for each position, times the scales of a block, if the format has scales."""
+    if element_bytes(fmt) == 1:
+        return mul(x, load_f32(block + 16 * dim))
+    return x
+
+
+@jit.inline
 def _scores(fmt, q, k, dim):
     """Sixteen positions' q . k: a lane is a position, four chains over the dimensions."""
     step = 16 * element_bytes(fmt)
@@ -47,7 +63,7 @@ def _scores(fmt, q, k, dim):
         b = fma(load_row_16(fmt, at + step), splat(load_float(q + 4 * d + 4)), b)
         c = fma(load_row_16(fmt, at + 2 * step), splat(load_float(q + 4 * d + 8)), c)
         e = fma(load_row_16(fmt, at + 3 * step), splat(load_float(q + 4 * d + 12)), e)
-    return add(add(a, b), add(c, e))
+    return _scaled(fmt, add(add(a, b), add(c, e)), k, dim)
 
 
 @jit.inline
@@ -75,20 +91,23 @@ def _scores_4(fmt, q, stride, k, dim):
         e0, e1 = fma(key, splat(load_float(q + x)), e0), fma(key, splat(load_float(q1 + x)), e1)
         e2, e3 = fma(key, splat(load_float(q2 + x)), e2), fma(key, splat(load_float(q3 + x)), e3)
     return (
-        add(add(a0, b0), add(c0, e0)),
-        add(add(a1, b1), add(c1, e1)),
-        add(add(a2, b2), add(c2, e2)),
-        add(add(a3, b3), add(c3, e3)),
+        _scaled(fmt, add(add(a0, b0), add(c0, e0)), k, dim),
+        _scaled(fmt, add(add(a1, b1), add(c1, e1)), k, dim),
+        _scaled(fmt, add(add(a2, b2), add(c2, e2)), k, dim),
+        _scaled(fmt, add(add(a3, b3), add(c3, e3)), k, dim),
     )
 
 
 @jit.inline
-def _weigh(scores, largest, total, p):
-    """One step of the softmax: writes 16 weights to p; the new largest, total and rescaling."""
+def _weigh(fmt, scores, largest, total, p, v, dim):
+    """One step of the softmax: the new largest, total and rescaling.
+
+    Writes 16 weights to p, times the scales of the values v that they are for.
+    """
     now = max(largest, max_lanes(scores))
     rescale = exp(splat(float32(largest - now)))
     weights = exp(sub(scores, splat(now)))
-    store_f32(p, weights)
+    store_f32(p, _scaled(fmt, weights, v, dim))
     return now, fma(total, rescale, weights), rescale
 
 
@@ -149,7 +168,6 @@ def _walk(fmt, rule, step, t, head, begin, end, state):
     """
     queries, q_stride, heads, scale_bits, layer, positions, table, out, stride = step[:9]
     kv_heads, dim, scratch = step[9:]
-    size = element_bytes(fmt)
     scale = splat(float_from_bits(scale_bits))
     entry = table + 24 * t
     at = (layer * kv_heads + head // (heads // kv_heads)) * load_int(entry + 16)
@@ -159,13 +177,14 @@ def _walk(fmt, rule, step, t, head, begin, end, state):
     largest, total = load_float(state), load_f32(state + 64)
     for start in range(begin, end, 16):
         count = min(position + 1 - start, 16)
-        scores = mul(_scores(fmt, q, k + size * start * dim, dim), scale)
+        scores = mul(_scores(fmt, q, k + _block(fmt, start, dim), dim), scale)
         if rule is not None:
             scores = _adjust(scores, rule, head, position - start)
             scores = drop_first(scores, position + 1 - rule[0] - start, splat(LOWEST))
         scores = keep_first(scores, count, splat(LOWEST))
-        largest, total, rescale = _weigh(scores, largest, total, scratch)
-        _accumulate(fmt, to, rescale, scratch, v + size * start * dim, dim, count)
+        block = v + _block(fmt, start, dim)
+        largest, total, rescale = _weigh(fmt, scores, largest, total, scratch, block, dim)
+        _accumulate(fmt, to, rescale, scratch, block, dim, count)
     store_float(state, largest)
     store_f32(state + 64, total)
 
@@ -175,7 +194,6 @@ def _walk_shared(fmt, rule, step, t, head, begin, end, states):
     """The blocks from `begin` to `end`, which rows t .. t+3 all see whole."""
     queries, q_stride, heads, scale_bits, layer, positions, table, out, stride = step[:9]
     kv_heads, dim, p = step[9:]
-    size = element_bytes(fmt)
     scale = splat(float_from_bits(scale_bits))
     entry = table + 24 * t
     at = (layer * kv_heads + head // (heads // kv_heads)) * load_int(entry + 16)
@@ -188,18 +206,19 @@ def _walk_shared(fmt, rule, step, t, head, begin, end, states):
     t0, t1 = load_f32(states + 64), load_f32(states + STATE + 64)
     t2, t3 = load_f32(states + 2 * STATE + 64), load_f32(states + 3 * STATE + 64)
     for start in range(begin, end, 16):
-        s0, s1, s2, s3 = _scores_4(fmt, q, 4 * q_stride, k + size * start * dim, dim)
+        s0, s1, s2, s3 = _scores_4(fmt, q, 4 * q_stride, k + _block(fmt, start, dim), dim)
         s0, s1, s2, s3 = mul(s0, scale), mul(s1, scale), mul(s2, scale), mul(s3, scale)
         if rule is not None:
             s0 = _adjust(s0, rule, head, b0 - start)
             s1 = _adjust(s1, rule, head, b1 - start)
             s2 = _adjust(s2, rule, head, b2 - start)
             s3 = _adjust(s3, rule, head, b3 - start)
-        m0, t0, r0 = _weigh(s0, m0, t0, p)
-        m1, t1, r1 = _weigh(s1, m1, t1, p + 64)
-        m2, t2, r2 = _weigh(s2, m2, t2, p + 128)
-        m3, t3, r3 = _weigh(s3, m3, t3, p + 192)
-        _accumulate_4(fmt, to, 4 * stride, (r0, r1, r2, r3), p, v + size * start * dim, dim)
+        block = v + _block(fmt, start, dim)
+        m0, t0, r0 = _weigh(fmt, s0, m0, t0, p, block, dim)
+        m1, t1, r1 = _weigh(fmt, s1, m1, t1, p + 64, block, dim)
+        m2, t2, r2 = _weigh(fmt, s2, m2, t2, p + 128, block, dim)
+        m3, t3, r3 = _weigh(fmt, s3, m3, t3, p + 192, block, dim)
+        _accumulate_4(fmt, to, 4 * stride, (r0, r1, r2, r3), p, block, dim)
     store_float(states, m0)
     store_float(states + STATE, m1)
     store_float(states + 2 * STATE, m2)
@@ -291,6 +310,16 @@ def attend_f16(args, rows, thread, threads):
 @jit.op
 def attend_f32(args, rows, thread, threads):
     _attend(F32, None, args, rows, thread, threads)
+
+
+@jit.op
+def attend_q8(args, rows, thread, threads):
+    _attend(Q8, None, args, rows, thread, threads)
+
+
+@jit.op
+def attend_by_rule_q8(args, rows, thread, threads):
+    _attend(Q8, _rule(args), args, rows, thread, threads)
 
 
 @jit.op

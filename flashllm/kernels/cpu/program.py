@@ -23,6 +23,7 @@ from flashllm.kernels.jit import Op
 from flashllm.kernels.program import Program
 from flashllm.kernels.team import Team
 from flashllm.kernels.weights import (
+    KV_NAMES,
     QUANTIZED,
     TILE_ROWS,
     Activations,
@@ -36,7 +37,6 @@ from flashllm.kernels.weights import (
     padded,
 )
 
-_KV_NAMES = {"float16": "f16", "float32": "f32"}
 Encoded = tuple[Op, list[int]]
 Integers = NDArray[np.int64]
 _NONE: Floats = np.zeros(16, np.float32)
@@ -177,7 +177,7 @@ class CPUProgram(Program):
     ) -> Encoded:
         words = [*_rows(keys), *_rows(values), kv.kv_heads, kv.head_dim, layer]
         words += [_at(positions), _at(kv.table)]
-        return _pick(kv_store, "write_kv", _KV_NAMES[kv.dtype.name]), words
+        return _pick(kv_store, "write_kv", KV_NAMES[kv.dtype.name]), words
 
     def _encode_attend(
         self,
@@ -192,7 +192,7 @@ class CPUProgram(Program):
         scratch = self._scratch((self._team.threads, attention.SCRATCH // 4))
         words = [*_rows(queries), heads, _bits(scoring.scale), layer, _at(positions), _at(kv.table)]
         words += [*_rows(out), kv.kv_heads, kv.head_dim, _at(scratch)]
-        stored = _KV_NAMES[kv.dtype.name]
+        stored = KV_NAMES[kv.dtype.name]
         if scoring.plain:
             return _pick(attention, "attend", stored), words
         slopes = self._whole_vectors(np.array(scoring.slopes, np.float32))

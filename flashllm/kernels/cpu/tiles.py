@@ -32,6 +32,7 @@ from flashllm.kernels.simd import (
     load_f32,
     load_float,
     load_half,
+    load_i8_as_float,
     load_i32,
     load_u8,
     low_nibbles,
@@ -85,7 +86,7 @@ def tile_bytes(fmt):
 
 
 def element_bytes(fmt):
-    """Bytes of one stored number of a float format."""
+    """Bytes of one stored number of a float format; of q8, of one code."""
     raise TypeError("for kernels only")
 
 
@@ -95,7 +96,7 @@ def weight_at(fmt, tile, row, col):
 
 
 def load_row_16(fmt, address):
-    """16 stored floats of a float format, as f32x16."""
+    """16 stored floats of a float format, as f32x16; of q8, 16 signed codes."""
     raise TypeError("for kernels only")
 
 
@@ -142,6 +143,7 @@ def _load_row_16(fmt, address):
         "f32": lambda fmt, address: load_f32(address),
         "f16": lambda fmt, address: load_f16(address),
         "bf16": lambda fmt, address: load_bf16(address),
+        "q8": lambda fmt, address: load_i8_as_float(address),
     }[fmt.format.name]
 
 

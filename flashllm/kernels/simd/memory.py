@@ -165,6 +165,19 @@ def store_i8(b, address, value):
     store_at(b, b.trunc(value, ir.VectorType(I8, 16)), address)
 
 
+@operation(types.none, types.intp, types.int64)
+def store_byte(b, address, value):
+    """Write the low byte of an integer."""
+    store_at(b, b.trunc(value, I8), address)
+
+
+@operation(f32x16, types.intp)
+def load_i8_as_float(b, address):
+    """16 signed bytes as floats."""
+    codes = b.sext(load_at(b, address, ir.VectorType(I8, 16)), i32x16.ir)
+    return b.sitofp(codes, f32x16.ir)
+
+
 @operation(f32x16, types.intp)
 def load_u8_as_float(b, address):
     """16 unsigned bytes as floats."""
