@@ -19,7 +19,7 @@ from flashllm.model.families.common import (
 )
 from flashllm.model.families.gemma2 import gguf_scale, scaled_embedding
 from flashllm.model.families.keys import GGUFKeys, HFKeys
-from flashllm.model.families.names import GEMMA_NAMES, GGUF_NAMES
+from flashllm.model.families.names import BESIDE_IMAGES, GEMMA_NAMES, GGUF_NAMES, IMAGES
 from flashllm.model.families.rope import gguf_rope, hf_rope
 from flashllm.model.specs import LayerKind, QKNorm
 
@@ -87,10 +87,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     gguf_names=GGUF_NAMES,
     hf_norm_offset=1.0,
-    hf_prefixes={
-        "language_model.model.": "model.",
-        "language_model.lm_head.": "lm_head.",
-        "model.language_model.": "model.",
-    },
-    hf_unused=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
+    hf_prefixes=BESIDE_IMAGES,
+    hf_unused=IMAGES,
 )

@@ -8,7 +8,7 @@ from flashllm.model.config import ModelConfig
 from flashllm.model.families.base import Family
 from flashllm.model.families.common import hf_config
 from flashllm.model.families.keys import HFKeys
-from flashllm.model.families.names import GGUF_NAMES, LLAMA_NAMES
+from flashllm.model.families.names import BESIDE_IMAGES, GGUF_NAMES, IMAGES, LLAMA_NAMES
 from flashllm.model.families.rope import hf_rope
 from flashllm.model.specs import LayerKind
 
@@ -33,10 +33,6 @@ FAMILY = Family(
     gguf_architectures=(),  # in GGUF, "llama"
     config_from_gguf=None,
     gguf_names=GGUF_NAMES,
-    hf_prefixes={
-        "language_model.model.": "model.",
-        "language_model.lm_head.": "lm_head.",
-        "model.language_model.": "model.",
-    },
-    hf_unused=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
+    hf_prefixes=BESIDE_IMAGES,
+    hf_unused=IMAGES,
 )

@@ -62,3 +62,13 @@ GEMMA_NAMES = LLAMA_NAMES | with_biases(
     }
 )
 """Those of blocks with norms before and after, or after only."""
+
+BESIDE_IMAGES = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+}
+"""Beginnings of a language model's names where it lies beside an image encoder, to the usual."""
+
+IMAGES = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)
+"""What belongs to that encoder."""
