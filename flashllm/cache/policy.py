@@ -1,0 +1,225 @@
+"""Which units stay in memory, of a model that is scanned in the same order for every token.
+
+For such a scan any cache that evicts what was used longest ago hits nothing, whatever its size. So
+a fixed share stays (is pinned), spread evenly, and the rest streams through a ring of slots.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+from flashllm.errors import OutOfBudget
+
+READ_BYTES = 2 << 20
+"""What one read of a scan brings, about. See docs/measurements.md, "Streaming"."""
+
+AHEAD_BYTES = 64 << 20
+"""The most that is read ahead of the stage in use, and never more than two stages."""
+
+LOOKUP_SLOTS = 16
+"""Units of a table of rows that are kept at least: as many rows as are looked up at once."""
+
+_STEPS = 1 << 14  # of the share that stays: finer than a unit for any model that fits a disk
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """Consecutive units of a group, read at once: `nbytes` of its file, padding included."""
+
+    group: str
+    first: int
+    count: int
+    nbytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Consecutive units of a group that are used together, from unit `first` on.
+
+    offsets [units + 1]: where each begins and the last one ends, in bytes of the group's file.
+    """
+
+    group: str
+    first: int
+    offsets: tuple[int, ...]
+
+    @property
+    def units(self) -> int:
+        """How many units."""
+        return len(self.offsets) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them, padding included."""
+        return self.bytes_of(0, self.units)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest unit."""
+        return max(end - begin for begin, end in itertools.pairwise(self.offsets))
+
+    def bytes_of(self, begin: int, end: int) -> int:
+        """Bytes of units begin .. end-1, counted from the span's first."""
+        return self.offsets[end] - self.offsets[begin]
+
+    def extents(self, begin: int, end: int) -> Iterator[Extent]:
+        """Units begin .. end-1 in reads of about READ_BYTES, each of about as many units."""
+        units = end - begin
+        reads = min(units, -(-self.bytes_of(begin, end) // READ_BYTES))
+        for i in range(reads):
+            low, high = begin + units * i // reads, begin + units * (i + 1) // reads
+            yield Extent(self.group, self.first + low, high - low, self.bytes_of(low, high))
+
+
+Stage = tuple[Span, ...]
+"""What a step needs at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """A model as it is used: stages in their order for every token, and tables of single rows.
+
+    A table may hold the same units as stages do (a head that is also the embedding).
+    """
+
+    stages: tuple[Stage, ...]
+    tables: tuple[Span, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all units, each counted once."""
+        return sum(span.nbytes for span in self.spans) + sum(t.nbytes for t in self.lone_tables)
+
+    @property
+    def spans(self) -> list[Span]:
+        """The spans of all stages, in order."""
+        return [span for stage in self.stages for span in stage]
+
+    @property
+    def lone_tables(self) -> list[Span]:
+        """The tables whose units are in no stage."""
+        scanned = {span.group for span in self.spans}
+        return [table for table in self.tables if table.group not in scanned]
+
+
+@dataclasses.dataclass(frozen=True)
+class Residency:
+    """Which units of a scan stay, and the memory through which the others pass.
+
+    pinned[stage][span]: how many units of the span stay, its first ones. all_rows: whether the
+    tables that are in no stage stay whole. slots of slot_bytes each take an extent; table_slots a
+    unit of each table.
+    """
+
+    scan: Scan
+    pinned: tuple[tuple[int, ...], ...]
+    all_rows: bool
+    slots: int
+    slot_bytes: int
+    table_slots: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether any unit does not stay."""
+        return self.slots > 0 or self.table_slots > 0
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of units that stay."""
+        rows = sum(table.nbytes for table in self.scan.lone_tables) if self.all_rows else 0
+        return rows + sum(span.bytes_of(0, count) for span, count in self._counts())
+
+    @property
+    def passing_bytes(self) -> int:
+        """Bytes of memory for units that do not stay."""
+        tables = sum(table.largest for table in self.scan.tables)
+        return self.slots * self.slot_bytes + self.table_slots * tables
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory for weights."""
+        return self.pinned_bytes + self.passing_bytes
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes read from flash for every pass over the stages."""
+        return sum(span.bytes_of(count, span.units) for span, count in self._counts())
+
+    def extents(self, stage: int) -> list[Extent]:
+        """The reads that bring what of a stage does not stay."""
+        spans = zip(self.scan.stages[stage], self.pinned[stage], strict=True)
+        return [extent for span, count in spans for extent in span.extents(count, span.units)]
+
+    def _counts(self) -> Iterator[tuple[Span, int]]:
+        return zip(self.scan.spans, itertools.chain(*self.pinned), strict=True)
+
+
+def pinned_scan(scan: Scan, room: int | None) -> Residency:
+    """The residency that keeps as much as fits `room` bytes, spread evenly; None: everything.
+
+    Raises OutOfBudget if it is less than smallest_room(scan).
+    """
+    everything = Residency(scan, _share(scan, 1.0), True, 0, 0, 0)
+    if room is None or everything.nbytes <= room:
+        return everything
+    if room < (least := smallest_room(scan)):
+        raise OutOfBudget(f"{least} bytes are needed to stream this model's weights, not {room}")
+    low, high = 0, _STEPS
+    while low < high:  # the largest share that fits
+        middle = (low + high + 1) // 2
+        if _streaming(scan, middle / _STEPS, AHEAD_BYTES).nbytes <= room:
+            low = middle
+        else:
+            high = middle - 1
+    found = _streaming(scan, low / _STEPS, AHEAD_BYTES)
+    if found.nbytes > room:  # too little to read far ahead
+        found = _streaming(scan, 0.0, 0)
+        spare = (room - found.nbytes) // found.slot_bytes
+        found = dataclasses.replace(found, slots=found.slots + spare)
+    if not found.slots and found.table_slots:  # only rows are looked up: keep more of them
+        spare = (room - found.nbytes) // sum(table.largest for table in scan.tables)
+        found = dataclasses.replace(found, table_slots=found.table_slots + spare)
+    return found
+
+
+def smallest_room(scan: Scan) -> int:
+    """The least memory for weights with which the scan works: its largest stage, and some rows."""
+    return _streaming(scan, 0.0, 0).nbytes
+
+
+def _streaming(scan: Scan, share: float, ahead: int) -> Residency:
+    """The residency that keeps `share` of every span and reads `ahead` bytes ahead."""
+    found = Residency(scan, _share(scan, share), False, 0, 0, LOOKUP_SLOTS)
+    reads = [found.extents(stage) for stage in range(len(scan.stages))]
+    slot_bytes = max((extent.nbytes for extents in reads for extent in extents), default=0)
+    if not slot_bytes:
+        return found
+    counts = [len(extents) for extents in reads]
+    most = max(counts)
+    beyond = max(a + b for a, b in itertools.pairwise([*counts, *counts[:1]]))
+    return dataclasses.replace(
+        found, slots=most + min(beyond, -(-ahead // slot_bytes)), slot_bytes=slot_bytes
+    )
+
+
+def _share(scan: Scan, share: float) -> tuple[tuple[int, ...], ...]:
+    """How many units of each span stay, if `share` of the bytes do.
+
+    What rounding to whole units leaves over is carried on, so that any run of stages holds its
+    part: a disk that waits for one stage while the cores wait for the next is idle half the time.
+    """
+    seen = kept = 0
+    counts = []
+    for stage in scan.stages:
+        row = []
+        for span in stage:
+            seen += span.nbytes
+            target = span.offsets[0] + share * seen - kept
+            count = bisect.bisect_right(span.offsets, target, lo=1) - 1
+            row.append(count)
+            kept += span.bytes_of(0, count)
+        counts.append(tuple(row))
+    return tuple(counts)
