@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from flashllm.cache.policy import Scan, Span, Stage
@@ -43,5 +44,5 @@ def _pieces(head: Span, nbytes: int) -> list[Stage]:
     ends = [head.units * i // count for i in range(count + 1)]
     return [
         (Span(head.group, low, head.offsets[low : high + 1]),)
-        for low, high in zip(ends[:-1], ends[1:], strict=True)
+        for low, high in itertools.pairwise(ends)
     ]
