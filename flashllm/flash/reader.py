@@ -88,12 +88,35 @@ class UnitReader:
             data = np.asarray(out[i])[: lengths[i]]
             file.read_into(group.file_offset + int(group.offsets[unit]), data)
             if xxhash.xxh3_64_intdigest(data.data) != int(group.checksums[unit]):
-                raise CorruptModel(
-                    f"{file.path}: unit {unit} of {group.name!r} fails its checksum; "
-                    "pull or convert the model again"
-                )
+                raise _corrupt(file, group, unit)
 
         self._spread(fetch, lengths)
+
+    def read_run(self, group: Group, first: int, count: int, out: Bytes) -> None:
+        """Fill `out` with `count` units from `first` as the file has them: one read, on this thread.
+
+        out: uint8 [at least offsets[first + count] - offsets[first]]; unit i of the group begins at
+        out[offsets[i] - offsets[first]], padding between units is read too. Memory that begins on a
+        page is read into without a copy.
+        Raises CorruptModel for a unit that fails its checksum, ModelIOError(path, offset),
+        InvalidInput for units out of range and a buffer too short.
+        """
+        if count < 1 or not 0 <= first <= group.units - count:
+            raise InvalidInput(
+                f"group {group.name!r} has {group.units} units, not {count} from {first}"
+            )
+        begin, *ends = group.offsets[first : first + count + 1].tolist()
+        nbytes = ends[-1] - begin
+        self._check([out], [nbytes])
+        file = self._file(group.file)
+        file.read_into(group.file_offset + begin, out[:nbytes])
+        data, at = out.data, 0
+        lengths = group.lengths[first : first + count].tolist()
+        checksums = group.checksums[first : first + count].tolist()
+        for i in range(count):
+            if xxhash.xxh3_64_intdigest(data[at : at + lengths[i]]) != checksums[i]:
+                raise _corrupt(file, group, first + i)
+            at = ends[i] - begin
 
     def close(self) -> None:
         """Wait for reads under way and close the files."""
@@ -147,3 +170,10 @@ class UnitReader:
             flat = array.dtype == np.uint8 and array.ndim == 1 and array.flags.c_contiguous
             if not flat or not array.flags.writeable or len(array) < length:
                 raise InvalidInput(f"a buffer is not {length} writable contiguous bytes")
+
+
+def _corrupt(file: ReadableFile, group: Group, unit: int) -> CorruptModel:
+    return CorruptModel(
+        f"{file.path}: unit {unit} of {group.name!r} fails its checksum; "
+        "pull or convert the model again"
+    )
