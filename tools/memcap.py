@@ -3,100 +3,39 @@
     python tools/memcap.py --limit 2GB -- flashllm convert DIR OUT --dtype q4
 
 Makes a control group of its own (version 1 or 2; needs root), drops the page cache first unless
-told not to, and prints one JSON object on standard error: exit code, seconds, the group's peak with
-and without page cache, how often it ran into the limit, how many processes were killed for it, and
-the disk's traffic. What is left of the group is killed and the group removed, whatever happens.
+told not to, and prints one JSON object on standard error, also of a command that was killed:
+
+  code, seconds, timed_out      how it ended
+  limit_bytes                   the limit as the kernel holds it: the one asked for, in whole pages
+  peak_bytes                    the group's peak, page cache and kernel memory included
+  peak_anonymous_bytes          without what could be dropped (sampled every 20 ms)
+  peak_locked_bytes             of what is pinned in memory, such as by mlock (sampled, too)
+  limit_hits, kills             how often it ran into the limit, and processes killed for it
+  read_bytes, written_bytes     of disks, by the command and the children it waited for
+  disk_read_bytes, disk_written_bytes   of this machine's disks meanwhile, whoever caused it
+  user_s, system_s              processor time of the command and the children it waited for
+
+What is left of the group is killed and the group removed, whatever happens.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any
 
-import psutil
+from memory_group import Group, Sample, clear, group, numbers
 
-ROOT = Path("/sys/fs/cgroup")
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "MIB": 1 << 20, "GIB": 1 << 30}
-SAMPLE_S = 0.05
-
-
-class Group(Protocol):
-    """A control group that limits memory."""
-
-    path: Path
-
-    def limit(self, nbytes: int) -> None:
-        """Set the limit."""
-
-    def anonymous(self) -> int:
-        """Bytes of memory in use that are no page cache."""
-
-    def figures(self) -> dict[str, int]:
-        """peak_bytes, limit_hits and kills."""
-
-
-class Version1:
-    """The memory controller of version 1."""
-
-    def __init__(self) -> None:
-        self.path = ROOT / "memory" / f"memcap-{os.getpid()}"
-        self.path.mkdir()
-
-    def limit(self, nbytes: int) -> None:
-        """Set the limit."""
-        (self.path / "memory.limit_in_bytes").write_text(str(nbytes))
-
-    def anonymous(self) -> int:
-        """Bytes of memory in use that are no page cache."""
-        return numbers(self.path / "memory.stat")["rss"]
-
-    def figures(self) -> dict[str, int]:
-        """peak_bytes, limit_hits and kills."""
-        return {
-            "peak_bytes": int((self.path / "memory.max_usage_in_bytes").read_text()),
-            "limit_hits": int((self.path / "memory.failcnt").read_text()),
-            "kills": numbers(self.path / "memory.oom_control").get("oom_kill", 0),
-        }
-
-
-class Version2:
-    """The memory controller of version 2."""
-
-    def __init__(self) -> None:
-        with contextlib.suppress(OSError):
-            (ROOT / "cgroup.subtree_control").write_text("+memory")
-        self.path = ROOT / f"memcap-{os.getpid()}"
-        self.path.mkdir()
-
-    def limit(self, nbytes: int) -> None:
-        """Set the limit; nothing may be swapped out of it."""
-        (self.path / "memory.max").write_text(str(nbytes))
-        with contextlib.suppress(OSError):
-            (self.path / "memory.swap.max").write_text("0")
-
-    def anonymous(self) -> int:
-        """Bytes of memory in use that are no page cache."""
-        return numbers(self.path / "memory.stat")["anon"]
-
-    def figures(self) -> dict[str, int]:
-        """peak_bytes, limit_hits and kills."""
-        events = numbers(self.path / "memory.events")
-        peak = self.path / "memory.peak"  # since Linux 5.19
-        return {
-            "peak_bytes": int(peak.read_text()) if peak.exists() else -1,
-            "limit_hits": events["max"],
-            "kills": events["oom_kill"],
-        }
+SAMPLE_S = 0.02
+SECTOR = 512
 
 
 def main() -> None:
@@ -113,86 +52,120 @@ def main() -> None:
     if not command:
         parser.error("no command")
     if not options.warm:
-        os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+        drop_caches()
     with group() as capped:
         capped.limit(options.limit)
         found = run(capped, command, options.kill_after)
-    print(json.dumps({"command": command, "limit_bytes": options.limit, **found}), file=sys.stderr)
+    print(json.dumps({"command": command, **found}), file=sys.stderr)
     sys.exit(found["code"] if found["code"] >= 0 else 128 - found["code"])
 
 
-@contextlib.contextmanager
-def group() -> Iterator[Group]:
-    """A control group, gone afterwards with all that is still in it."""
-    try:
-        made: Group = Version1() if (ROOT / "memory").is_dir() else Version2()
-    except OSError as error:
-        raise SystemExit(f"cannot make a control group: {error}") from None
-    try:
-        yield made
-    finally:
-        for _ in range(100):
-            for pid in (made.path / "cgroup.procs").read_text().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            try:
-                made.path.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
+def drop_caches() -> None:
+    """Write out what is dirty and drop the page cache, the machine over. Needs root."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-def run(capped: Group, command: list[str], kill_after: float | None) -> dict[str, Any]:
-    """Run the command in the group; what it took."""
+def run(
+    capped: Group,
+    command: list[str],
+    kill_after: float | None = None,
+    on_line: Callable[[str], None] | None = None,
+    stderr: IO[Any] | None = None,
+) -> dict[str, Any]:
+    """Run the command in the group; what it took, as main prints it.
+
+    on_line: called with each line of its standard output, on another thread; without it the output
+    goes where this program's goes. A KeyboardInterrupt leaves the rest to `group`.
+    """
 
     def enter() -> None:
         (capped.path / "cgroup.procs").write_text("0")
 
-    disk = psutil.disk_io_counters()
+    disk = disk_bytes()
     start = time.perf_counter()
-    process = subprocess.Popen(command, preexec_fn=enter)
-    peak, over = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not over.wait(SAMPLE_S):
-            peak = max(peak, capped.anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    out = None if on_line is None else subprocess.PIPE
+    process = subprocess.Popen(command, preexec_fn=enter, stdout=out, stderr=stderr, text=True)
+    watch = Watch(capped, None if kill_after is None else start + kill_after)
+    readers = [threading.Thread(target=watch.run, daemon=True)]
+    if process.stdout and on_line:
+        readers.append(
+            threading.Thread(target=pass_on, args=(process.stdout, on_line), daemon=True)
+        )
+    for reader in readers:
+        reader.start()
     try:
-        code = process.wait(kill_after)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        code = process.wait()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        seconds = time.perf_counter() - start
+        moved = numbers(Path(f"/proc/{process.pid}/io"), ":")  # gone once it is waited for
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     finally:
-        over.set()
-        watcher.join()
-    seconds = time.perf_counter() - start
-    after = psutil.disk_io_counters()
-    traffic = {}
-    if disk and after:
-        traffic = {
-            "disk_read_bytes": after.read_bytes - disk.read_bytes,
-            "disk_written_bytes": after.write_bytes - disk.write_bytes,
-        }
+        watch.over.set()
+        clear(capped)  # whatever it left running may hold its output open
+        if process.returncode is None:
+            process.wait()
+        for reader in readers:
+            reader.join()
+        if process.stdout:
+            process.stdout.close()
+    after = disk_bytes()
     return {
-        "code": code,
+        "code": process.returncode,
         "seconds": round(seconds, 2),
+        "timed_out": watch.timed_out,
+        "limit_bytes": capped.limit_bytes(),
+        "peak_bytes": watch.peak.total,
         **capped.figures(),
-        "peak_anonymous_bytes": peak,
-        **traffic,
+        "peak_anonymous_bytes": watch.peak.anonymous,
+        "peak_locked_bytes": watch.peak.locked,
+        "read_bytes": moved["read_bytes"],
+        "written_bytes": moved["write_bytes"] - moved["cancelled_write_bytes"],
+        "disk_read_bytes": after[0] - disk[0],
+        "disk_written_bytes": after[1] - disk[1],
+        "user_s": round(usage.ru_utime, 2),
+        "system_s": round(usage.ru_stime, 2),
     }
 
 
-def numbers(path: Path) -> dict[str, int]:
-    """A file of lines "name number"."""
-    lines = (line.split() for line in path.read_text().splitlines())
-    return {line[0]: int(line[1]) for line in lines if len(line) == 2}
+def pass_on(lines: IO[str], on_line: Callable[[str], None]) -> None:
+    """Call on_line with each line until there are no more."""
+    for line in lines:
+        on_line(line)
+
+
+class Watch:
+    """Samples a group's memory, and kills what is in it at a deadline (of time.perf_counter)."""
+
+    def __init__(self, capped: Group, deadline: float | None) -> None:
+        self.over = threading.Event()
+        self.peak = Sample(0, 0, 0)
+        self.timed_out = False
+        self._capped = capped
+        self._deadline = deadline
+
+    def run(self) -> None:
+        """Until `over` is set."""
+        while not self.over.wait(SAMPLE_S):
+            now = self._capped.sample()
+            self.peak = Sample(*map(max, self.peak, now))
+            if self._deadline is not None and time.perf_counter() > self._deadline:
+                self.timed_out = True
+                clear(self._capped)
+
+
+def disk_bytes() -> tuple[int, int]:
+    """Bytes read from and written to this machine's disks since it started.
+
+    Devices made of others, such as loop devices, are left out: theirs would count twice.
+    """
+    read = written = 0
+    for disk in Path("/sys/block").iterdir():
+        if (disk / "device").exists():
+            counts = (disk / "stat").read_text().split()
+            read += int(counts[2]) * SECTOR
+            written += int(counts[6]) * SECTOR
+    return read, written
 
 
 def size(text: str) -> int:
