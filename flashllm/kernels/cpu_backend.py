@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flashllm.kernels.cpu.program import CPUProgram
+from flashllm.kernels.cpu.program import CPUProgram, SharedScratch
 from flashllm.kernels.team import Team
 
 
@@ -17,10 +17,11 @@ class CPUBackend:
     def __init__(self, threads: int):
         self.threads = threads
         self._team = Team(threads)
+        self._scratch: SharedScratch = {}
 
     def program(self, capacity: int) -> CPUProgram:
         """An empty program for this team."""
-        return CPUProgram(capacity, self._team)
+        return CPUProgram(capacity, self._team, self._scratch)
 
     def close(self) -> None:
         """Stop and join the workers."""

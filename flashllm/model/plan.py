@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from flashllm.errors import InvalidInput
 from flashllm.model.config import ModelConfig
+from flashllm.model.memory import (
+    FIXED_BYTES,
+    KV_BLOCK,
+    KVDtype,
+    kv_bytes,
+    scratch_bytes,
+    weights_room,
+)
 from flashllm.sizes import format_size, parse_size
 
-FIXED_BYTES = 250_000_000
-"""What the process holds besides weights and KV caches: interpreter, libraries, compiled kernels,
-activations. See docs/measurements.md."""
+__all__ = [
+    "DEFAULT_CONTEXT",
+    "FIXED_BYTES",
+    "KVDtype",
+    "Plan",
+    "Sizes",
+    "bytes_allowed",
+    "kv_bytes",
+    "plan",
+    "scratch_bytes",
+    "weights_room",
+]
 
 DEFAULT_CONTEXT = 4096
 """Tokens of context for sessions that do not say, if the model was made for as many."""
-
-KVDtype = Literal["f16", "f32", "q8"]
-"""What keys and values may be kept in."""
-
-_KV_ELEMENT_BYTES: dict[str, int] = {"f16": 2, "f32": 4, "q8": 1}
-_Q8_SCALE_BYTES = 4  # of each key and each value of each head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +93,9 @@ class Plan:
     @property
     def largest_context(self) -> int:
         """The most tokens of context that fit the budget, n_ctx at most; 0 if not even one does."""
-        per_token = self.kv_bytes // self.n_ctx
+        block = self.kv_bytes // -(-self.n_ctx // KV_BLOCK)
         room = self.budget - self.resident_bytes - self.overhead_bytes
-        return min(self.n_ctx, max(0, room // per_token))
+        return min(self.n_ctx, max(0, room // block * KV_BLOCK))
 
     @property
     def verdict(self) -> str:
@@ -149,18 +159,6 @@ def plan(
         overhead_bytes=FIXED_BYTES,
         warnings=warnings,
     )
-
-
-def kv_bytes(config: ModelConfig, n_ctx: int, dtype: KVDtype) -> int:
-    """Bytes of the keys and values of `n_ctx` tokens. Raises InvalidInput for an unknown dtype."""
-    if dtype not in _KV_ELEMENT_BYTES:
-        raise InvalidInput(
-            f"keys and values in {dtype!r}: choose one of {sorted(_KV_ELEMENT_BYTES)}"
-        )
-    per_layer = _KV_ELEMENT_BYTES[dtype] * config.kv_size
-    if dtype == "q8":
-        per_layer += _Q8_SCALE_BYTES * config.attention.kv_heads
-    return 2 * config.n_layers * per_layer * n_ctx
 
 
 def bytes_allowed(mem_budget: int | str, weights: int) -> int:

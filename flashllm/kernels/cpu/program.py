@@ -39,6 +39,9 @@ from flashllm.kernels.weights import (
 
 Encoded = tuple[Op, list[int]]
 Integers = NDArray[np.int64]
+SharedScratch = dict[tuple[int, int], Floats]
+"""Arrays by shape, which all programs of a team share: a team runs one at a time. Steps that use
+them begin only when all earlier ones are done."""
 _NONE: Floats = np.zeros(16, np.float32)
 """What kernels add where there is no bias, always the same 16 zeros."""
 _WIDEST = 1 << 30
@@ -48,9 +51,10 @@ _WIDEST = 1 << 30
 class CPUProgram(Program):
     """Native instructions and the buffers they point to, which it keeps alive."""
 
-    def __init__(self, capacity: int, team: Team):
+    def __init__(self, capacity: int, team: Team, shared: SharedScratch):
         super().__init__(capacity)
         self._team = team
+        self._shared = shared
         self._steps: list[tuple[Op, Integers, bool]] = []
         self._kept: list[Any] = []
         self._instructions: Integers | None = None
@@ -76,14 +80,16 @@ class CPUProgram(Program):
         self._instructions = None
 
     def _scratch(self, shape: tuple[int, int]) -> Floats:
-        array = np.zeros(shape, np.float32)
+        """Floats that hold nothing between two steps: one array for all steps of this shape."""
+        array = self._shared.setdefault(shape, np.zeros(shape, np.float32))
         self._kept.append(array)
         return array
 
     def _whole_vectors(self, values: Floats, length: int = 0) -> Floats:
         """A copy with zeros up to whole vectors, and to at least `length` elements."""
-        full = self._scratch((1, padded(max(len(values), length))))
-        full[0, : len(values)] = values
+        full = np.zeros(padded(max(len(values), length)), np.float32)
+        full[: len(values)] = values
+        self._kept.append(full)
         return full
 
     def _bias_words(self, bias: Floats | None, step: int, length: int = 0) -> list[int]:
