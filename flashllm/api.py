@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 from flashllm.convert import convert as convert_checkpoint
 from flashllm.convert.planning import plan_checkpoint, plan_model, plan_shape
-from flashllm.generate.opening import Backend, IOMode, Progress
+from flashllm.generate.opening import Progress
 from flashllm.hub import manifests, store
 from flashllm.hub.foreign import is_foreign
 from flashllm.hub.from_hub import HubPull
@@ -19,7 +19,9 @@ from flashllm.hub.reference import parse_reference
 from flashllm.hub.shapes import config_of
 from flashllm.hub.workshop import Workshop
 from flashllm.llm import LLM
-from flashllm.model.plan import KVDtype, Plan
+from flashllm.model.memory import KVDtype
+from flashllm.model.options import LoadArguments
+from flashllm.model.plan import Plan
 
 Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 
@@ -27,35 +29,23 @@ Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 def load(
     model: str | Path,
     *,
-    mem_budget: int | str | None = None,
-    threads: int | None = None,
-    backend: Backend = "cpu",
-    n_ctx: int | None = None,
-    kv_dtype: KVDtype | None = None,
-    io: IOMode = "auto",
     dtype: Dtype = "keep",
     on_progress: Progress | None = None,
     on_message: Callable[[str], None] | None = None,
+    **options: Unpack[LoadArguments],
 ) -> LLM:
     """A model in memory: a flash model's folder, a name in the store, or a foreign checkpoint.
 
     A GGUF file or a Hugging Face folder is converted to the store the first time, with weights of
-    `dtype`, and found there as long as it does not change; on_message then says where. The other
-    arguments are LLM.open's; on_progress counts both. Nothing is fetched: see `pull`.
+    `dtype`, and found there as long as it does not change; on_message then says where. options are
+    LoadOptions' fields: mem_budget, n_ctx, threads, backend, kv_dtype, io. on_progress counts
+    converting and loading. Nothing is fetched: see `pull`.
 
     Raises what LLM.open raises; ModelNotFound if there is no such model, saying how to get it; for
     checkpoints what `convert` raises.
     """
-    return LLM.open(
-        locate(model, _workshop(on_progress, on_message), dtype),
-        mem_budget=mem_budget,
-        threads=threads,
-        backend=backend,
-        n_ctx=n_ctx,
-        kv_dtype=kv_dtype,
-        io=io,
-        on_progress=on_progress,
-    )
+    folder = locate(model, _workshop(on_progress, on_message), dtype)
+    return LLM.open(folder, on_progress=on_progress, **options)
 
 
 def plan(

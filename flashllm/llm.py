@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Self, Unpack
 
 from flashllm.errors import InvalidInput
-from flashllm.generate import budget, engine, session_file
+from flashllm.generate import engine, session_file
 from flashllm.generate import score as scoring
 from flashllm.generate.golden import read_golden
-from flashllm.generate.opening import Backend, IOMode, Progress, open_model, weight_bytes
+from flashllm.generate.opening import Progress, open_model
 from flashllm.generate.reply import Reply, ReplyChannel
 from flashllm.generate.sampling import SamplingOptions, SamplingParams
 from flashllm.generate.service import MakeEvents, Service, open_services
 from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
-from flashllm.model.plan import DEFAULT_CONTEXT, KVDtype, bytes_allowed, kv_bytes
+from flashllm.model.memory import kv_bytes
+from flashllm.model.options import LoadArguments, LoadOptions
+from flashllm.model.plan import DEFAULT_CONTEXT
 
 __all__ = ["LLM", "Message", "Reply", "Session"]
 
@@ -26,26 +28,17 @@ __all__ = ["LLM", "Message", "Reply", "Session"]
 class LLM:
     """A model in memory. Any thread may call it; work queues to the process's one engine thread.
 
-    name: the model directory's. config: the model's shape. tokenizer: the model's. mem_budget:
-    bytes this process may use, or None. n_ctx: tokens of context of sessions that do not say.
-    kv_dtype: what keys and values are kept in.
+    name: the model directory's. config: the model's shape. tokenizer: the model's. n_ctx: tokens of
+    context of sessions that do not say. kv_dtype: what keys and values are kept in.
 
     Close it, or use it in a `with` block: its replies stop and its memory is freed.
     """
 
-    def __init__(
-        self,
-        model: ChatModel,
-        *,
-        name: str = "model",
-        mem_budget: int | None = None,
-        n_ctx: int | None = None,
-    ) -> None:
+    def __init__(self, model: ChatModel, *, name: str = "model", n_ctx: int | None = None) -> None:
         """Serve `model`, and close it in the end. `LLM.open` does this for a model directory."""
         self.name = name
         self.config = model.decoder.config
         self.tokenizer = model.tokenizer
-        self.mem_budget = mem_budget
         self.kv_dtype = model.decoder.kv_dtype
         self.n_ctx = self._context(n_ctx, min(DEFAULT_CONTEXT, self.config.context_length))
         self._service = Service(model, name)
@@ -55,44 +48,34 @@ class LLM:
         cls,
         path: Path | str,
         *,
-        mem_budget: int | str | None = None,
-        threads: int | None = None,
-        backend: Backend = "cpu",
-        n_ctx: int | None = None,
-        kv_dtype: KVDtype | None = None,
-        io: IOMode = "auto",
         on_progress: Progress | None = None,
+        **options: Unpack[LoadArguments],
     ) -> LLM:
-        """Load the flash model in the directory `path`.
+        """Load the flash model in the directory `path`; options are LoadOptions' fields.
 
-        mem_budget: what this process may use in all: bytes, or text such as "6GB" or "1.5x" (of
-        the weights); None sets no limit. threads: None chooses. backend: "reference" computes
-        slowly, in numpy. n_ctx: tokens of context of a session, at most what the model was made
-        for. kv_dtype: what to keep keys and values in; None is the backend's own, "f16" unless it
-        is the reference. io: how files are read. on_progress(loaded, in all), on another thread.
-
-        Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, OutOfBudget,
-        InvalidInput.
+        on_progress(loaded, in all) is called on another thread. Raises ModelNotFound, CorruptModel,
+        UnsupportedModel, ModelIOError, InvalidInput; OutOfBudget if not even reading the weights
+        as they are needed fits the memory allowed.
         """
-        folder = Path(path)
-        weights = weight_bytes(folder)
-        limit = None if mem_budget is None else bytes_allowed(mem_budget, weights)
-        budget.check(limit, weights + sum(other.weight_bytes for other in open_services()), 0)
+        folder, asked = Path(path), LoadOptions(**options)
         with engine.borrowed() as runner:
-            model = open_model(
-                folder,
-                runner,
-                threads=threads,
-                backend=backend,
-                kv_dtype=kv_dtype,
-                io=io,
-                on_progress=on_progress,
-            )
+            taken = sum(other.memory_bytes for other in open_services())
+            model = open_model(folder, runner, asked, taken=taken, on_progress=on_progress)
             try:
-                return cls(model, name=folder.name, mem_budget=limit, n_ctx=n_ctx)
+                return cls(model, name=folder.name, n_ctx=asked.n_ctx)
             except BaseException:
                 runner.call(model.close)
                 raise
+
+    @property
+    def mem_budget(self) -> int | None:
+        """Bytes that this process may use; None for no limit."""
+        return self._service.model.decoder.budget
+
+    @property
+    def io_fallback(self) -> str | None:
+        """Why weights are not read in the way asked for, in a sentence, or None."""
+        return self._service.model.decoder.fallback
 
     @property
     def weight_bytes(self) -> int:
@@ -108,6 +91,17 @@ class LLM:
     def can_chat(self) -> bool:
         """Whether the model has a chat template; without one it can only `complete` text."""
         return self._service.model.prompts is not None
+
+    def resize(self, mem_budget: int | str | None, on_progress: Progress | None = None) -> None:
+        """Use as much memory as `mem_budget` says (see LoadOptions) from now on.
+
+        Replies under way are finished first; what was said is kept, and results stay the same.
+        on_progress(bytes read, in all) is called on another thread. Raises OutOfBudget, and nothing
+        has changed; InvalidInput, ModelIOError, CorruptModel.
+        """
+        decoder = self._service.model.decoder
+        budget = LoadOptions(mem_budget).budget(decoder.weight_bytes)
+        self._fit(budget, 0, on_progress)
 
     def session(
         self,
@@ -204,13 +198,21 @@ class LLM:
         return default if n_ctx is None else n_ctx
 
     def _adopt(self, state: SessionState, params: SamplingParams) -> Session:
-        services = open_services()
-        weights = sum(service.weight_bytes for service in services)
-        caches = sum(service.kv_bytes for service in services)
-        needed = kv_bytes(self.config, state.n_ctx, self.kv_dtype)
-        budget.check(self.mem_budget, weights, caches + needed)
+        self._fit(self.mem_budget, kv_bytes(self.config, state.n_ctx, self.kv_dtype))
         self._service.adopt(state)
         return Session(self._service, state, params)
+
+    def _fit(self, budget: int | None, more_kv: int, on_progress: Progress | None = None) -> None:
+        """Fit the weights in `budget` beside the sessions' KV caches and `more_kv` bytes of them.
+
+        There is always room for one session with a context of n_ctx.
+        """
+        others = [other for other in open_services() if other is not self._service]
+        taken = sum(other.memory_bytes for other in others)
+        one = kv_bytes(self.config, self.n_ctx, self.kv_dtype)
+        kv = max(one, self._service.kv_bytes + more_kv)
+        decoder, tell = self._service.model.decoder, on_progress or (lambda done, total: None)
+        self._service.call(lambda: decoder.fit(budget, kv=kv, taken=taken, on_progress=tell))
 
 
 class Session:

@@ -10,12 +10,14 @@ import numpy as np
 import tiny
 import xxhash
 
-from flashllm.errors import CorruptModel
+from flashllm.cache.units import Traffic
+from flashllm.errors import CorruptModel, OutOfBudget
 from flashllm.generate.prompt import PromptEncoder
 from flashllm.generate.session import ChatModel
 from flashllm.generate.template import CHATML, ChatTemplate
 from flashllm.generate.tokenizer import Tokenizer, files_from_gguf
 from flashllm.model.config import ModelConfig
+from flashllm.model.memory import FIXED_BYTES
 from flashllm.model.specs import AttentionSpec, FFNSpec, LayerKind, NormSpec, RopeSpec
 
 VOCAB = 320
@@ -67,7 +69,11 @@ class FakeDecoder:
             ffn=FFNSpec(96, "silu"), kinds=(LayerKind(RopeSpec(1e4, 16, "interleaved")),),
             layers=(0,) * LAYERS, tied_head=True,
         )  # fmt: skip
-        self.resident_bytes = 1000
+        self.weight_bytes = self.resident_bytes = 1000
+        self.scratch_bytes = 0
+        self.budget: int | None = None
+        self.traffic = Traffic()
+        self.fallback: str | None = None
         self.chunk = chunk
         self.ends = ends
         self.closed = False
@@ -117,6 +123,19 @@ class FakeDecoder:
         if self.poison is not None:
             out[7] = self.poison
         return out
+
+    def fit(
+        self,
+        budget: int | None,
+        *,
+        kv: int,
+        taken: int,
+        on_progress: Callable[[int, int], None],
+    ) -> None:
+        """As the real one, for weights that cannot be streamed."""
+        if budget is not None and FIXED_BYTES + self.resident_bytes + kv + taken > budget:
+            raise OutOfBudget("the KV cache does not fit: the budget is too small")
+        self.budget = budget
 
     def close(self) -> None:
         self.closed = True

@@ -147,7 +147,8 @@ def test_scores_run_on_the_engine(llm: LLM) -> None:
 def test_a_budget_bounds_weights_and_caches() -> None:
     per_session = kv_bytes(FakeDecoder().config, 512, "f16")
     limit = FIXED_BYTES + 1000 + 2 * per_session
-    with LLM(fake_decoder.chat_model(), mem_budget=limit) as llm:
+    with LLM(fake_decoder.chat_model()) as llm:
+        llm.resize(limit)
         held = [llm.session(), llm.session()]
         with pytest.raises(OutOfBudget, match=r"KV cache.*budget is"):
             llm.session()

@@ -16,6 +16,7 @@ from flashllm.flash.format import read_model
 from flashllm.formats.opening import open_checkpoint
 from flashllm.model.config import ModelConfig
 from flashllm.model.loader import load_decoder
+from flashllm.model.options import LoadOptions
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -28,7 +29,7 @@ def synthetic(*arguments: object) -> subprocess.CompletedProcess[str]:
 def logits(model: Path) -> np.ndarray:
     """Logits [16, vocab] of some tokens."""
     tokens = np.random.default_rng(1).integers(3, 259, 16)
-    decoder = load_decoder(model, threads=1, max_tokens_per_step=16)
+    decoder = load_decoder(model, LoadOptions(threads=1), step_tokens=16)
     sequence = decoder.new_sequence(16)
     try:
         return decoder.step(sequence, tokens, logits="all").copy()

@@ -22,7 +22,7 @@ AHEAD_BYTES = 64 << 20
 LOOKUP_SLOTS = 16
 """Units of a table of rows that are kept at least: as many rows as are looked up at once."""
 
-_STEPS = 1 << 14  # of the share that stays: finer than a unit for any model that fits a disk
+_STEPS = 1 << 12  # of what is streamed of a stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +129,7 @@ class Residency:
     @property
     def pinned_bytes(self) -> int:
         """Bytes of units that stay."""
-        rows = sum(table.nbytes for table in self.scan.lone_tables) if self.all_rows else 0
-        return rows + sum(span.bytes_of(0, count) for span, count in self._counts())
+        return sum(span.bytes_of(0, count) for span, count in self.kept())
 
     @property
     def passing_bytes(self) -> int:
@@ -146,15 +145,20 @@ class Residency:
     @property
     def streamed_bytes(self) -> int:
         """Bytes read from flash for every pass over the stages."""
-        return sum(span.bytes_of(count, span.units) for span, count in self._counts())
+        counts = itertools.chain(*self.pinned)
+        spans = zip(self.scan.spans, counts, strict=True)
+        return sum(span.bytes_of(count, span.units) for span, count in spans)
+
+    def kept(self) -> Iterator[tuple[Span, int]]:
+        """Each span, of the stages in order and then of the lone tables, with how many stay."""
+        yield from zip(self.scan.spans, itertools.chain(*self.pinned), strict=True)
+        for table in self.scan.lone_tables:
+            yield table, table.units if self.all_rows else 0
 
     def extents(self, stage: int) -> list[Extent]:
         """The reads that bring what of a stage does not stay."""
         spans = zip(self.scan.stages[stage], self.pinned[stage], strict=True)
         return [extent for span, count in spans for extent in span.extents(count, span.units)]
-
-    def _counts(self) -> Iterator[tuple[Span, int]]:
-        return zip(self.scan.spans, itertools.chain(*self.pinned), strict=True)
 
 
 def pinned_scan(scan: Scan, room: int | None) -> Residency:
@@ -162,64 +166,86 @@ def pinned_scan(scan: Scan, room: int | None) -> Residency:
 
     Raises OutOfBudget if it is less than smallest_room(scan).
     """
-    everything = Residency(scan, _share(scan, 1.0), True, 0, 0, 0)
+    everything = Residency(scan, _kept(scan, 0), True, 0, 0, 0)
     if room is None or everything.nbytes <= room:
         return everything
     if room < (least := smallest_room(scan)):
         raise OutOfBudget(f"{least} bytes are needed to stream this model's weights, not {room}")
-    low, high = 0, _STEPS
-    while low < high:  # the largest share that fits
-        middle = (low + high + 1) // 2
-        if _streaming(scan, middle / _STEPS, AHEAD_BYTES).nbytes <= room:
-            low = middle
+    low, high = 0, _STEPS  # as little streamed of a stage as fits
+    widest = _usual_stage(scan)
+    while low < high:
+        middle = (low + high) // 2
+        if _streaming(scan, widest * middle // _STEPS, AHEAD_BYTES).nbytes <= room:
+            high = middle
         else:
-            high = middle - 1
-    found = _streaming(scan, low / _STEPS, AHEAD_BYTES)
+            low = middle + 1
+    found = _streaming(scan, widest * low // _STEPS, AHEAD_BYTES)
     if found.nbytes > room:  # too little to read far ahead
-        found = _streaming(scan, 0.0, 0)
+        found = _least(scan)
         spare = (room - found.nbytes) // found.slot_bytes
         found = dataclasses.replace(found, slots=found.slots + spare)
-    if not found.slots and found.table_slots:  # only rows are looked up: keep more of them
+    if not found.slots:  # only rows are looked up: keep more of them
         spare = (room - found.nbytes) // sum(table.largest for table in scan.tables)
         found = dataclasses.replace(found, table_slots=found.table_slots + spare)
     return found
 
 
 def smallest_room(scan: Scan) -> int:
-    """The least memory for weights with which the scan works: its largest stage, and some rows."""
-    return _streaming(scan, 0.0, 0).nbytes
+    """The least memory for weights with which the scan works: about one stage, and some rows."""
+    return _least(scan).nbytes
 
 
-def _streaming(scan: Scan, share: float, ahead: int) -> Residency:
-    """The residency that keeps `share` of every span and reads `ahead` bytes ahead."""
-    found = Residency(scan, _share(scan, share), False, 0, 0, LOOKUP_SLOTS)
+def _least(scan: Scan) -> Residency:
+    """The residency that takes the least memory."""
+    largest = max(_nbytes(stage) for stage in scan.stages)
+    streamed = (_usual_stage(scan), largest)
+    return min((_streaming(scan, most, 0) for most in streamed), key=lambda found: found.nbytes)
+
+
+def _streaming(scan: Scan, most: int, ahead: int) -> Residency:
+    """The residency that streams `most` bytes of every stage and reads `ahead` bytes ahead."""
+    found = Residency(scan, _kept(scan, most), False, 0, 0, LOOKUP_SLOTS)
     reads = [found.extents(stage) for stage in range(len(scan.stages))]
     slot_bytes = max((extent.nbytes for extents in reads for extent in extents), default=0)
     if not slot_bytes:
         return found
     counts = [len(extents) for extents in reads]
-    most = max(counts)
-    beyond = max(a + b for a, b in itertools.pairwise([*counts, *counts[:1]]))
+    following = [*counts[1:], *counts]
+    beyond = max(following[i] + following[i + 1] for i in range(len(counts)))
     return dataclasses.replace(
-        found, slots=most + min(beyond, -(-ahead // slot_bytes)), slot_bytes=slot_bytes
+        found,
+        slots=max(counts) + min(beyond, -(-ahead // slot_bytes)),
+        slot_bytes=slot_bytes,
     )
 
 
-def _share(scan: Scan, share: float) -> tuple[tuple[int, ...], ...]:
-    """How many units of each span stay, if `share` of the bytes do.
+def _kept(scan: Scan, most: int) -> tuple[tuple[int, ...], ...]:
+    """How many units of each span stay, if `most` bytes of every stage are streamed.
 
-    What rounding to whole units leaves over is carried on, so that any run of stages holds its
-    part: a disk that waits for one stage while the cores wait for the next is idle half the time.
+    The same amount of every stage, because the ring must hold what is streamed of any: of a head
+    larger than the layers, more stays. What rounding to whole units streams less is made up for
+    in the stages that follow.
     """
-    seen = kept = 0
+    behind = 0.0  # bytes that should have been streamed, and are not
     counts = []
     for stage in scan.stages:
+        size = _nbytes(stage)
+        share = min(1.0, most / size)
         row = []
         for span in stage:
-            seen += span.nbytes
-            target = span.offsets[0] + share * seen - kept
-            count = bisect.bisect_right(span.offsets, target, lo=1) - 1
+            wanted = share * span.nbytes + behind
+            end = span.offsets[-1]
+            count = min(span.units, bisect.bisect_left(span.offsets, end - wanted))
             row.append(count)
-            kept += span.bytes_of(0, count)
+            behind = wanted - span.bytes_of(count, span.units)
         counts.append(tuple(row))
     return tuple(counts)
+
+
+def _usual_stage(scan: Scan) -> int:
+    """Bytes of a stage such as most are: of a layer."""
+    return sorted(_nbytes(stage) for stage in scan.stages)[len(scan.stages) // 2]
+
+
+def _nbytes(stage: Stage) -> int:
+    return sum(span.nbytes for span in stage)

@@ -1,59 +1,220 @@
-"""Units in memory: every unit of a model, read once, verified, and pinned.
-
-A later policy may keep fewer; the table of addresses is what layers see either way.
-"""
+"""Units in memory: those that stay, those that pass through, and where each of them is now."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import time
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.flash.format import FlashModel, Group
-from flashllm.flash.layout import ALIGNMENT
+from flashllm.cache.pinned import PinnedUnits, Progress
+from flashllm.cache.policy import Extent, Residency
+from flashllm.cache.ring import Ring
+from flashllm.cache.rows import RowUnits
+from flashllm.flash.format import FlashModel
+from flashllm.flash.prefetch import Prefetcher
 from flashllm.flash.reader import UnitReader
-from flashllm.kernels.memory import huge_buffer
-
-Progress = Callable[[int, int], None]
-
-OVERREAD = 64
-"""Bytes past a unit's end that kernels may read, though never use."""
 
 
-class ResidentUnits:
-    """All units of a model in anonymous memory, laid out as in their files."""
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What steps have asked of the weights so far.
 
-    def __init__(self, model: FlashModel, reader: UnitReader, on_progress: Progress | None = None):
-        """Read and verify every unit; on_progress(bytes done, bytes in all) after each group.
+    used_bytes: of units that steps used, padding included. read_bytes: read from flash for them.
+    wait_s: seconds that steps waited for those reads.
+    """
 
-        Raises CorruptModel for a unit that fails its checksum, ModelIOError.
+    used_bytes: int = 0
+    read_bytes: int = 0
+    wait_s: float = 0.0
+
+    def __sub__(self, before: Traffic) -> Traffic:
+        return Traffic(
+            self.used_bytes - before.used_bytes,
+            self.read_bytes - before.read_bytes,
+            self.wait_s - before.wait_s,
+        )
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of the bytes used that were in memory already."""
+        return max(0.0, 1 - self.read_bytes / self.used_bytes) if self.used_bytes else 1.0
+
+
+class Units:
+    """Where every unit of a model is. One thread at a time may call it.
+
+    A stage is used between `fetch` and `release`, a row right after `look_up`. A `table` is what
+    kernels are given: its entries are right meanwhile, and change whenever a stage is fetched.
+
+    residency: what stays. io: how files are read, "direct", "pread" or "mmap". fallback: why not as
+    asked, in a sentence, or None.
+    """
+
+    def __init__(
+        self,
+        model: FlashModel,
+        residency: Residency,
+        layers: int,
+        io: str = "auto",
+        on_progress: Progress = lambda done, total: None,
+    ):
+        """Read and verify the units that stay. The first `layers` stages are the layers.
+
+        on_progress(bytes read, bytes in all). Raises CorruptModel, ModelIOError, InvalidInput.
         """
-        sizes = {name: int(group.offsets[-1]) for name, group in model.groups.items()}
-        self.weight_bytes = model.unit_bytes
-        self.resident_bytes = sum(sizes.values())
-        self._buffer = huge_buffer(self.resident_bytes + ALIGNMENT)
-        self._tables: dict[str, NDArray[np.int64]] = {}
-        done = 0
-        for name, group in model.groups.items():
-            slot = self._buffer[done : done + sizes[name] + OVERREAD]
-            self._read(group, reader, slot)
-            self._tables[name] = slot.ctypes.data + group.offsets[:-1].astype(np.int64)
-            done += sizes[name]
-            if on_progress:
-                on_progress(done, self.resident_bytes)
+        self.residency = residency
+        self.io = io
+        self.fallback: str | None = None
+        self._model = model
+        self._io = io
+        self._layers = layers
+        self._tables = {
+            name: np.zeros(group.units, np.int64) for name, group in model.groups.items()
+        }
+        self._watchers: dict[str, list[Callable[[], None]]] = {}
+        self._rows = {
+            table.group: RowUnits(model.group(table.group)) for table in residency.scan.tables
+        }
+        self._stage_bytes = [sum(span.nbytes for span in stage) for stage in residency.scan.stages]
+        self._pinned = PinnedUnits(model, residency, self._put)
+        self._reader: UnitReader | None = None
+        self._prefetcher: Prefetcher | None = None
+        self._ring: Ring | None = None
+        self._used_bytes = self._read_bytes = 0
+        self._wait_s = 0.0
+        try:
+            self._arrange(residency, on_progress)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, without padding."""
+        return self._model.unit_bytes
+
+    @property
+    def traffic(self) -> Traffic:
+        """What steps have asked of the weights so far."""
+        read = self._read_bytes + sum(rows.read_bytes for rows in self._rows.values())
+        read += self._ring.read_bytes if self._ring else 0
+        return Traffic(self._used_bytes, read, self._wait_s)
 
     def table(self, group: str, first: int, count: int) -> NDArray[np.int64]:
-        """Addresses of units first .. first+count-1 of a group: int64 [count]."""
-        return np.ascontiguousarray(self._tables[group][first : first + count])
+        """The addresses of units first .. first+count-1 of a group: int64 [count], live."""
+        return self._tables[group][first : first + count]
+
+    def row_table(self, group: str) -> NDArray[np.int64]:
+        """The addresses of a group's units for look-ups: int64 [units], live."""
+        return self._rows[group].table
+
+    def watch(self, group: str, on_change: Callable[[], None]) -> None:
+        """Call on_change now, and whenever the group's table has changed."""
+        self._watchers.setdefault(group, []).append(on_change)
+        on_change()
+
+    def fetch(self, stage: int) -> None:
+        """Wait until all of a stage is in memory. Raises CorruptModel, ModelIOError."""
+        self._used_bytes += self._stage_bytes[stage]
+        if self._ring is not None:
+            start = time.perf_counter()
+            self._ring.fetch(stage)
+            for span in self.residency.scan.stages[stage]:
+                self._tell(span.group)
+            self._wait_s += time.perf_counter() - start
+
+    def release(self) -> None:
+        """The stage fetched last is not used any more."""
+        if self._ring is not None:
+            self._ring.release()
+
+    def look_up(self, group: str, units: Collection[int]) -> None:
+        """Bring units of a table of rows, LOOKUP_SLOTS at most, none twice.
+
+        Raises CorruptModel, ModelIOError.
+        """
+        rows = self._rows[group]
+        if self.residency.table_slots and self._reader is not None:
+            start = time.perf_counter()
+            rows.bring(np.array(units, np.int64), self._reader)
+            self._wait_s += time.perf_counter() - start
+
+    def expect_head(self, expected: bool) -> None:
+        """Say whether the head will follow the layers, so that reading ahead goes the right way."""
+        if self._ring is not None:
+            self._ring.with_head = expected
+
+    def resize(self, residency: Residency, on_progress: Progress) -> None:
+        """Keep what another residency of the same scan keeps; no stage may be in use.
+
+        Raises CorruptModel, ModelIOError; what was pinned then remains, as far as it goes.
+        """
+        if residency == self.residency:
+            return
+        self._stop_passing()
+        self._arrange(residency, on_progress)
+
+    def check_integrity(self) -> None:
+        """Raise EngineError unless every slot is accounted for."""
+        for rows in self._rows.values():
+            rows.check_integrity()
+        if self._ring is not None:
+            self._ring.check_integrity()
 
     def close(self) -> None:
         """Give the memory back: no program that points into it may run any more."""
-        self._tables.clear()
-        self._buffer = huge_buffer(0)
+        self._stop_passing()
+        self._pinned.close()
+        for rows in self._rows.values():
+            rows.close()
 
-    @staticmethod
-    def _read(group: Group, reader: UnitReader, slot: NDArray[np.uint8]) -> None:
-        starts, lengths = group.offsets[:-1].tolist(), group.lengths.tolist()
-        outs = [slot[at : at + size] for at, size in zip(starts, lengths, strict=True)]
-        reader.read_units(group, range(group.units), outs)
+    def _arrange(self, residency: Residency, on_progress: Progress) -> None:
+        """Open all files, so that `io` is known; pin what is to stay; make room for the rest."""
+        # What streams is read past the page cache, which would drop it before it is read again.
+        io = "direct" if residency.streams and self._io == "auto" else self._io
+        reader = self._reader = UnitReader(self._model, io)
+        files = sorted({group.file for group in self._model.groups.values()})
+        reader.read([(file, 0, 1) for file in files], [np.empty(1, np.uint8) for _ in files])
+        prefetcher = self._prefetcher = Prefetcher(reader)
+        self._pinned.hold(residency, prefetcher, on_progress)
+        self.residency, self.io, self.fallback = residency, reader.io, reader.fallback
+        for rows in self._rows.values():
+            rows.reset(residency.table_slots)
+        for span, count in residency.kept():
+            if span.group in self._rows:
+                self._rows[span.group].pin(span.first, self.table(span.group, span.first, count))
+        if residency.slots:
+            self._ring = Ring(self._model, residency, self._layers, prefetcher, self._put_extent)
+        if not residency.streams:
+            self._stop_passing()
+        for group in self._watchers:
+            self._tell(group)
+
+    def _stop_passing(self) -> None:
+        """Stop all reads, close the files, free the ring."""
+        if self._ring is not None:
+            self._ring.close()
+            self._read_bytes += self._ring.read_bytes
+            self._ring = None
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _put(self, group: str, first: int, addresses: NDArray[np.int64]) -> None:
+        self._tables[group][first : first + len(addresses)] = addresses
+
+    def _put_extent(self, extent: Extent, address: int) -> None:
+        offsets = self._model.groups[extent.group].offsets
+        end = extent.first + extent.count
+        begins = offsets[extent.first : end] - offsets[extent.first]
+        self._put(extent.group, extent.first, address + begins)
+
+    def _tell(self, group: str) -> None:
+        for on_change in self._watchers.get(group, ()):
+            on_change()

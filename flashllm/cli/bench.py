@@ -22,6 +22,8 @@ from flashllm.cli.options import (
 )
 from flashllm.cli.report import Report
 from flashllm.errors import InvalidInput
+from flashllm.model.memory import KVDtype
+from flashllm.model.options import IOMode, LoadOptions
 from flashllm.sizes import format_size
 
 if TYPE_CHECKING:
@@ -71,8 +73,8 @@ def command(
     n_gen: int,
     repetitions: int,
     threads: list[int],
-    kv_dtype: str | None,
-    io: str,
+    kv_dtype: KVDtype | None,
+    io: IOMode,
     offline: bool,
     as_json: bool,
 ) -> None:
@@ -88,11 +90,13 @@ def command(
     with Report(quiet=as_json) as report:
         path = opening.locate(model, offline, report)
         opening.say_if_compiling("cpu", report)
-        opening.say_if_io_falls_back(path, io, report)
-        load = functools.partial(load_decoder, path, kv_dtype=kv_dtype, io=io)
+        options = LoadOptions(None, None, None, "cpu", kv_dtype, io)
         timings = []
         for count in threads:
             report.message(f"measuring {path.name} with {count} thread(s)")
+            load = functools.partial(
+                load_decoder, path, dataclasses.replace(options, threads=count)
+            )
             timings.append(measure(load, count, n_prompt, n_gen, repetitions, report))
         # Last, because its large buffer would count in the peak memory.
         report.message("measuring the memory's read rate")
@@ -111,7 +115,7 @@ def command(
 
 
 def measure(
-    load: Callable[..., Decoder],
+    load: Callable[[], Decoder],
     threads: int,
     n_prompt: int,
     n_gen: int,
@@ -120,7 +124,7 @@ def measure(
 ) -> Timing:
     """Load the model for `threads` threads and time it."""
     start = time.perf_counter()
-    decoder = load(threads=threads)
+    decoder = load()
     try:
         load_s = time.perf_counter() - start
         if n_prompt + n_gen > decoder.config.context_length:

@@ -15,6 +15,7 @@ from flashllm.errors import InvalidInput
 
 if TYPE_CHECKING:
     from flashllm.generate.loop import Decoder
+    from flashllm.model.options import LoadOptions
 
 
 @click.command("eval")
@@ -54,8 +55,7 @@ def evaluate(
     from flashllm.generate.tokenizer import Tokenizer
 
     path = opening.locate(engine.model, engine.offline, report)
-    opening.say_if_io_falls_back(path, engine.io, report)
-    decoder = load(path, engine, engine.backend, engine.kv_dtype, report)
+    decoder = load(path, engine.load, report)
     try:
         report.message(f"evaluating {path.name}")
         found: score.Score | score.Comparison
@@ -64,7 +64,7 @@ def evaluate(
             found = score.compare_golden(decoder, stored, report.progress)
         else:
             tokens = Tokenizer.from_dir(path).encode(text)
-            size = min(engine.ctx_size or score.DEFAULT_WINDOW, decoder.config.context_length)
+            size = min(engine.load.n_ctx or score.DEFAULT_WINDOW, decoder.config.context_length)
             windows = score.split_windows(len(tokens), size)
             if reference:
                 found = against_reference(path, engine, decoder, tokens, windows, report)
@@ -72,7 +72,7 @@ def evaluate(
                 found = score.perplexity(decoder, tokens, windows, report.progress)
     finally:
         decoder.close()
-    how = {"backend": engine.backend, "kv_dtype": decoder.kv_dtype}
+    how = {"backend": engine.load.backend, "kv_dtype": decoder.kv_dtype}
     return {"model": path.name, **how, **dataclasses.asdict(found)}
 
 
@@ -87,7 +87,8 @@ def against_reference(
     """`decoder` compared with the reference backend on the same weights."""
     from flashllm.generate import score
 
-    reference = load(path, engine, "reference", None, report)
+    options = dataclasses.replace(engine.load, backend="reference", kv_dtype=None)
+    reference = load(path, options, report)
     try:
         report.message("evaluating both (the reference is slow)")
         return score.compare(decoder, reference, tokens, windows, report.progress)
@@ -95,23 +96,17 @@ def against_reference(
         reference.close()
 
 
-def load(
-    path: Path, engine: EngineOptions, backend: str, kv_dtype: str | None, report: Report
-) -> Decoder:
-    """The model in `path` for `backend`; kv_dtype None is the backend's own."""
+def load(path: Path, options: LoadOptions, report: Report) -> Decoder:
+    """The model in `path`."""
     from flashllm.cli import opening
     from flashllm.model.loader import load_decoder
 
-    opening.say_if_compiling(backend, report)
+    opening.say_if_compiling(options.backend, report)
     report.stage("loading")
-    return load_decoder(
-        path,
-        threads=engine.threads,
-        backend=backend,
-        kv_dtype=kv_dtype,
-        io=engine.io,
-        on_progress=report.progress,
-    )
+    decoder = load_decoder(path, options, on_progress=report.bytes)
+    if decoder.fallback:
+        report.message(decoder.fallback)
+    return decoder
 
 
 def describe(results: dict[str, Any]) -> list[str]:

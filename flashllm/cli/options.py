@@ -6,21 +6,22 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from flashllm.errors import InvalidInput
 from flashllm.hub.manifests import DEFAULT_MODEL
+from flashllm.model.options import LoadOptions
 from flashllm.sizes import parse_size
 
 Command = Callable[..., Any]
 
 
-def check_size(ctx: click.Context, param: click.Parameter, value: str) -> str | None:
-    """A click callback: `value` if it is a size; None for "auto"."""
+def check_size(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A click callback: `value` if it is a size, or "auto"."""
     if value == "auto":
-        return None
+        return value
     try:
         parse_size(value)
     except InvalidInput as error:
@@ -30,16 +31,11 @@ def check_size(ctx: click.Context, param: click.Parameter, value: str) -> str | 
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """Which model, and with what of this computer."""
+    """Which model, and how to open it."""
 
     model: str
-    mem: str | None
-    ctx_size: int | None
-    threads: int | None
-    backend: Literal["cpu", "reference"]
     offline: bool
-    kv_dtype: Literal["f16", "f32", "q8"] | None
-    io: Literal["auto", "direct", "pread", "mmap"]
+    load: LoadOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +71,9 @@ _MEM = click.option(
     callback=check_size,
     default="auto",
     metavar="SIZE|auto",
-    help="Memory that the whole process may use, such as 6GB, 512MiB or 1.5x (of the model); "
-    "refuses to start if the model needs more. [default: auto, what is free]",
+    help="Memory that the whole process may use, such as 6GB, 512MiB or 0.5x (of the model). What "
+    "of the weights does not fit is read from disk as it is needed. [default: auto, what is free, "
+    "and less when other programs need it]",
 )
 _THREADS = click.option(
     "-t",
@@ -97,7 +94,7 @@ _IO = click.option(
     type=click.Choice(["auto", "direct", "pread", "mmap"]),
     default="auto",
     help="How to read the weights: direct, past the system's page cache; pread, through it; mmap, "
-    "from mapped files. [default: auto, pread for weights that stay in memory]",
+    "from mapped files. [default: auto, direct unless the page cache has them already]",
 )
 _OFFLINE = click.option(
     "--offline",
@@ -188,7 +185,12 @@ model_argument = click.argument("model", metavar="MODEL")
 
 def engine_options(command: Command) -> Command:
     """Add the flags that open a model; the command receives them as `engine`."""
-    return _gather(command, _ENGINE, "engine", EngineOptions)
+
+    def make(*, model: str, offline: bool, mem: str, ctx_size: int | None, **others: Any) -> Any:
+        return EngineOptions(model, offline, LoadOptions(mem, ctx_size, **others))
+
+    names = ["model", "offline", "mem", "ctx_size", "threads", "backend", "kv_dtype", "io"]
+    return _gather(command, _ENGINE, "engine", make, names)
 
 
 def sampling_options(command: Command) -> Command:
@@ -218,14 +220,13 @@ def _gather(
     options: tuple[Callable[[Command], Command], ...],
     argument: str,
     make: Callable[..., Any],
-    names: list[str] | None = None,
+    names: list[str],
 ) -> Command:
     """Add click `options` to `command`, which gets them as one object made by `make`."""
-    fields = names or [field.name for field in dataclasses.fields(EngineOptions)]
 
     @functools.wraps(command)
     def gathered(**values: Any) -> Any:
-        values[argument] = make(**{name: values.pop(name) for name in fields})
+        values[argument] = make(**{name: values.pop(name) for name in names})
         return command(**values)
 
     result: Command = gathered

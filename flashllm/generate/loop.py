@@ -8,12 +8,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flashllm.cache.units import Traffic
 from flashllm.errors import Cancelled
 from flashllm.generate.events import Reason, Token
 from flashllm.generate.sampling import Sampler
 from flashllm.generate.tokenizer import StreamDecoder
 from flashllm.model.config import ModelConfig
-from flashllm.model.plan import KVDtype
+from flashllm.model.memory import KVDtype
 
 OnLayer = Callable[[int, int], None]
 """Called after each layer with the work done and the work in all; may raise Cancelled."""
@@ -40,7 +41,17 @@ class Decoder(Protocol):
     @property
     def config(self) -> ModelConfig: ...
     @property
+    def weight_bytes(self) -> int: ...
+    @property
     def resident_bytes(self) -> int: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    @property
+    def budget(self) -> int | None: ...
+    @property
+    def traffic(self) -> Traffic: ...
+    @property
+    def fallback(self) -> str | None: ...
     @property
     def kv_dtype(self) -> KVDtype: ...
     def new_sequence(self, n_ctx: int, /) -> KVSequence: ...
@@ -53,6 +64,9 @@ class Decoder(Protocol):
         logits: Literal["last", "all", "none"],
         on_layer: OnLayer | None = None,
     ) -> npt.NDArray[np.float32]: ...
+    def fit(
+        self, budget: int | None, *, kv: int, taken: int, on_progress: Callable[[int, int], None]
+    ) -> None: ...
     def close(self) -> None: ...
 
 

@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from flashllm.errors import Cancelled, CorruptModel, ModelIOError, ModelNotFound
 from flashllm.generate.engine import Engine
@@ -17,52 +16,32 @@ from flashllm.generate.session import ChatModel
 from flashllm.generate.template import ChatTemplate, read_template
 from flashllm.generate.tokenizer import Tokenizer
 from flashllm.model.loader import load_decoder
-from flashllm.model.plan import KVDtype
+from flashllm.model.options import Backend, LoadOptions
 
-Backend = Literal["cpu", "reference"]
-IOMode = Literal["auto", "direct", "pread", "mmap"]
 Progress = Callable[[int, int], None]
 
 _MAX_MANIFEST = 64 << 20
 
 
-def weight_bytes(folder: Path) -> int:
-    """Bytes of the weight files in `folder`. Raises ModelNotFound if it is not a flash model."""
-    if not (folder / "manifest.json").is_file():
-        raise ModelNotFound(
-            f"{folder} is not a flash model (it has no manifest.json); "
-            "`flashllm convert` makes one from a GGUF file"
-        )
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
 def open_model(
     folder: Path,
     engine: Engine,
+    options: LoadOptions,
     *,
-    threads: int | None = None,
-    backend: Backend = "cpu",
-    kv_dtype: KVDtype | None = None,
-    io: IOMode = "auto",
+    taken: int = 0,
     on_progress: Progress | None = None,
 ) -> ChatModel:
     """The model in `folder`, loaded by the engine's thread.
 
-    Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, InvalidInput.
+    taken: bytes that other models in this process hold. Raises ModelNotFound, CorruptModel,
+    UnsupportedModel, ModelIOError, OutOfBudget, InvalidInput.
     """
-    identity = _identity(folder, backend)
+    identity = _identity(folder, options.backend)
     tokenizer = Tokenizer.from_dir(folder)
     prompts = _prompts(folder, tokenizer)
 
     def load(progress: Progress) -> Decoder:
-        return load_decoder(
-            folder,
-            threads=threads,
-            backend=backend,
-            kv_dtype=kv_dtype,
-            io=io,
-            on_progress=progress,
-        )
+        return load_decoder(folder, options, taken=taken, on_progress=progress)
 
     decoder = _load(engine, load, on_progress)
     if tokenizer.vocab_size > decoder.config.vocab_size:
@@ -117,6 +96,11 @@ def _identity(folder: Path, backend: Backend) -> str:
             raise CorruptModel(f"{file}: larger than {_MAX_MANIFEST >> 20} MiB")
         manifest = json.loads(file.read_bytes())
         parts = [manifest["config"], manifest["files"], backend]
+    except FileNotFoundError:
+        raise ModelNotFound(
+            f"{folder} is not a flash model (it has no manifest.json); "
+            "`flashllm convert` makes one from a GGUF file"
+        ) from None
     except OSError as error:
         raise ModelIOError(f"{file}: {error.strerror}", file) from error
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -15,7 +15,7 @@ from flashllm.generate.events import Event
 from flashllm.generate.reply import ReplyChannel
 from flashllm.generate.sampling import SamplingParams
 from flashllm.generate.session import Call, ChatModel, SessionState
-from flashllm.model.plan import kv_bytes
+from flashllm.model.memory import kv_bytes
 
 Result = TypeVar("Result")
 MakeEvents = Callable[[SessionState, Call], Iterator[Event]]
@@ -47,6 +47,11 @@ class Service:
         decoder = self.model.decoder
         states = list(self._states)
         return sum(kv_bytes(decoder.config, state.n_ctx, decoder.kv_dtype) for state in states)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of weights, buffers, and KV caches once they are full."""
+        return self.weight_bytes + self.model.decoder.scratch_bytes + self.kv_bytes
 
     def adopt(self, state: SessionState) -> None:
         """Take charge of a session, to be freed by `drop` or `close`."""

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flashllm.cache.kv import Sequence
-from flashllm.cache.units import ResidentUnits
+from flashllm.cache.pinned import Progress
+from flashllm.cache.units import Traffic, Units
 from flashllm.errors import ContextFull, InvalidInput
 from flashllm.kernels import Backend
 from flashllm.kernels.program import Program
@@ -20,7 +21,8 @@ from flashllm.layers.buffers import StepBuffers
 from flashllm.layers.head import Embedding, Head
 from flashllm.layers.rope import RopeTable
 from flashllm.model.config import ModelConfig
-from flashllm.model.plan import KVDtype
+from flashllm.model.fit import fit
+from flashllm.model.memory import KVDtype
 
 OnLayer = Callable[[int, int], None]
 
@@ -29,35 +31,39 @@ class Decoder:
     """A model in memory. One thread at a time may call it.
 
     A token's logits are bitwise the same whatever comes with it: how many tokens are in the step,
-    how a prompt is cut into steps, and how many threads there are.
+    how a prompt is cut into steps, how many threads there are, and which weights stay in memory.
+
+    config: its shape. budget: bytes that the whole process may use, None for no limit.
+    scratch_bytes: memory of the buffers of a step.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         backend: Backend,
-        units: ResidentUnits,
+        units: Units,
         buffers: StepBuffers,
         ropes: Seq[RopeTable],
         embedding: Embedding,
         blocks: Seq[Block],
         head: Head,
+        *,
+        budget: int | None = None,
+        scratch: int = 0,
     ):
         self.config = config
+        self.budget = budget
+        self.scratch_bytes = scratch
         self._backend = backend
         self._units = units
         self._buffers = buffers
         self._ropes = ropes
         self._head = head
-        self._first = self._program()
-        embedding.record(self._first, buffers)
+        self._embedding = embedding
         self._layers = [self._layer(block) for block in blocks]
 
-    def _program(self) -> Program:
-        return self._backend.program(self._buffers.capacity)
-
     def _layer(self, block: Block) -> Program:
-        program = self._program()
+        program = self._backend.program(self._buffers.capacity)
         block.record(program, self._buffers)
         return program
 
@@ -68,8 +74,28 @@ class Decoder:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of weights held in memory."""
-        return self._units.resident_bytes
+        """Memory for weights: those that stay, and room for those that pass through."""
+        return self._units.residency.nbytes
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of weights read from flash for every step, 0 if all stay in memory."""
+        return self._units.residency.streamed_bytes
+
+    @property
+    def traffic(self) -> Traffic:
+        """What steps have asked of the weights so far."""
+        return self._units.traffic
+
+    @property
+    def io(self) -> str:
+        """How weights are read: "direct", "pread" or "mmap"."""
+        return self._units.io
+
+    @property
+    def fallback(self) -> str | None:
+        """Why weights are not read as asked, in a sentence, or None."""
+        return self._units.fallback
 
     @property
     def kv_dtype(self) -> KVDtype:
@@ -115,10 +141,12 @@ class Decoder:
             chunk = ids[first : first + self._buffers.capacity]
             positions = np.arange(sequence.length, sequence.length + len(chunk))
             done = first * self.config.n_layers
+            is_last = first + len(chunk) == len(ids)
+            wanted = logits == "all" or (logits == "last" and is_last)
+            self._units.expect_head(wanted)
             self._forward(chunk, [sequence] * len(chunk), positions, on_layer, done, total)
             sequence.length += len(chunk)
-            is_last = first + len(chunk) == len(ids)
-            if logits == "all" or (logits == "last" and is_last):
+            if wanted:
                 rows = slice(0 if logits == "all" else len(chunk) - 1, len(chunk))
                 kept.append(self._head.logits(self._buffers.x[rows]))
         empty = np.empty((0, self.config.vocab_size), np.float32)
@@ -146,10 +174,29 @@ class Decoder:
             if position >= sequence.n_ctx:
                 raise ContextFull(f"position {position} is outside a context of {sequence.n_ctx}")
             lengths[id(sequence)] += 1
+        self._units.expect_head(True)
         self._forward(ids, sequences, at, None, 0, 0)
         for sequence in sequences:
             sequence.length = lengths[id(sequence)]
         return self._head.logits(self._buffers.x[: len(ids)])
+
+    def fit(
+        self,
+        budget: int | None,
+        *,
+        kv: int,
+        taken: int = 0,
+        on_progress: Progress = lambda done, total: None,
+    ) -> None:
+        """Keep as many weights in memory as `budget` allows beside `kv` bytes of keys and values.
+
+        taken: bytes that other models in this process hold. on_progress(bytes read, bytes in all).
+        Raises OutOfBudget, and nothing has changed; CorruptModel, ModelIOError.
+        """
+        scan = self._units.residency.scan
+        residency = fit(scan, budget, kv=kv, scratch=self.scratch_bytes, taken=taken)
+        self._units.resize(residency, on_progress)
+        self.budget = budget
 
     def close(self) -> None:
         """Stop the threads and give the weights' memory back."""
@@ -185,9 +232,13 @@ class Decoder:
         contexts = np.array([sequence.n_ctx for sequence in sequences])
         for rope in self._ropes:
             rope.prepare(positions, contexts)
-        self._first.run(rows)
-        for layer in self._layers:
-            layer.run(rows)
+        self._embedding.embed(s.tokens[:rows], s.positions[:rows], s.x)
+        for stage, layer in enumerate(self._layers):
+            self._units.fetch(stage)
+            try:
+                layer.run(rows)
+            finally:
+                self._units.release()
             done += rows
             if on_layer:
                 on_layer(done, total)

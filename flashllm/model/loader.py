@@ -1,4 +1,4 @@
-"""Opening a model: its folder checked, its weights read, its layers wired."""
+"""Opening a model: its folder checked, its memory planned, its weights read, its layers wired."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 
 from flashllm import kernels, machine
-from flashllm.cache.units import Progress, ResidentUnits
-from flashllm.errors import InvalidInput, UnsupportedModel
-from flashllm.flash.format import read_model
-from flashllm.flash.reader import UnitReader
+from flashllm.cache.pinned import Progress
+from flashllm.cache.units import Units
+from flashllm.errors import UnsupportedModel
+from flashllm.flash.format import FlashModel, read_model
+from flashllm.flash.parts import FFNPart
+from flashllm.kernels.weights import KV_NAMES
 from flashllm.model.config import ModelConfig
 from flashllm.model.decoder import Decoder
+from flashllm.model.fit import fit
+from flashllm.model.memory import STEP_TOKENS, kv_bytes, scratch_bytes
+from flashllm.model.options import LoadOptions
+from flashllm.model.scan import scan_of
 from flashllm.model.wiring import Wiring
 
 KV_DTYPES: dict[str, np.dtype[Any]] = {
@@ -26,34 +32,46 @@ KV_DTYPES: dict[str, np.dtype[Any]] = {
 
 def load_decoder(
     path: Path,
+    options: LoadOptions | None = None,
     *,
-    threads: int | None = None,
-    backend: str = "cpu",
-    kv_dtype: str | None = None,
-    io: str = "auto",
-    max_tokens_per_step: int = 512,
-    on_progress: Progress | None = None,
+    taken: int = 0,
+    step_tokens: int = STEP_TOKENS,
+    on_progress: Progress = lambda done, total: None,
 ) -> Decoder:
-    """Read the model in folder `path` into memory, ready to run.
+    """The model in folder `path`, ready to run, within the memory that `options` allow.
 
-    threads: by default one per physical core. kv_dtype: one of KV_DTYPES, by default the
-    backend's own ("f16" for cpu). io: how files are read, one of reader.IO_MODES; "auto" is
-    "pread". on_progress(bytes read, bytes in all).
-    Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, InvalidInput.
+    taken: bytes of that memory which other models in this process hold. on_progress(bytes read,
+    bytes in all).
+    Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError, InvalidInput; OutOfBudget
+    if not even streaming the weights fits.
     """
-    if kv_dtype is not None and kv_dtype not in KV_DTYPES:
-        raise InvalidInput(f"keys and values in {kv_dtype!r}: choose one of {sorted(KV_DTYPES)}")
+    asked = options or LoadOptions()
     model = read_model(path)
     config = ModelConfig.from_json(model.manifest.config)
     if (size := config.attention.head_dim) % 16:
         raise UnsupportedModel(f"{path}: heads of {size} elements; multiples of 16 run")
-    opened = kernels.load(backend, threads or machine.cpu().usable_cores)
+    n_ctx = asked.context(config)
+    scan = scan_of(config, {name: group.offsets.tolist() for name, group in model.groups.items()})
+    backend = kernels.load(asked.backend, asked.threads or machine.cpu().usable_cores)
     try:
-        # Read once and kept: from a warm page cache pread takes half the time of direct reads.
-        with UnitReader(model, io="pread" if io == "auto" else io) as reader:
-            units = ResidentUnits(model, reader, on_progress)
-        kept_as = KV_DTYPES[kv_dtype] if kv_dtype else opened.kv_dtype
-        return Wiring(model, config, opened, units, kept_as, max_tokens_per_step).decoder()
+        kv_dtype = asked.kv_dtype or KV_NAMES[backend.kv_dtype.name]
+        budget = asked.budget(model.unit_bytes)
+        scratch = scratch_bytes(config, _padded_neurons(model), n_ctx, step_tokens)
+        kv = kv_bytes(config, n_ctx, kv_dtype)
+        residency = fit(scan, budget, kv=kv, scratch=scratch, taken=taken)
+        units = Units(model, residency, config.n_layers, asked.io, on_progress)
+        try:
+            wiring = Wiring(model, config, backend, units, KV_DTYPES[kv_dtype], step_tokens)
+            return wiring.decoder(budget, scratch)
+        except BaseException:
+            units.close()
+            raise
     except BaseException:
-        opened.close()
+        backend.close()
         raise
+
+
+def _padded_neurons(model: FlashModel) -> int:
+    """Neurons of the widest feed-forward, with those that fill its last unit."""
+    parts = [part for group in model.groups.values() for part in group.parts]
+    return max((p.units * p.neurons_per_unit for p in parts if isinstance(p, FFNPart)), default=0)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from flashllm.cache.policy import Scan, Span, Stage
 from flashllm.model.config import ModelConfig
 
-HEAD_PIECE = 32 << 20
+HEAD_PIECE = 8 << 20
 """A head is used in pieces of at least so many bytes: of one layer, if layers are larger.
 
 Whole, the head of a model with a large vocabulary would need more memory than anything else. Each

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flashllm import kernels
-from flashllm.cache.units import ResidentUnits
+from flashllm.cache.policy import LOOKUP_SLOTS, Span
+from flashllm.cache.units import Units
 from flashllm.errors import CorruptModel, UnsupportedModel
 from flashllm.flash.format import FlashModel, MatrixPart, read_small
 from flashllm.flash.parts import FFNPart, Part
-from flashllm.kernels.weights import Floats, RowFFN, Scoring, TileFFN, TileMatrix
+from flashllm.kernels.weights import TILE_ROWS, Floats, RowFFN, Scoring, TileFFN, TileMatrix
 from flashllm.layers.attention import Attention
 from flashllm.layers.block import Block
 from flashllm.layers.buffers import StepBuffers
 from flashllm.layers.ffn import FeedForward
-from flashllm.layers.head import Embedding, Head
+from flashllm.layers.head import Embedding, Head, RowTable
 from flashllm.layers.linear import Linear
 from flashllm.layers.norm import Norm
 from flashllm.layers.rope import RopeTable
 from flashllm.model.config import ModelConfig
 from flashllm.model.decoder import Decoder
+from flashllm.model.memory import LOGIT_ROWS
 from flashllm.model.roles import roles
 from flashllm.model.specs import NormSpec
-
-_LOGIT_ROWS = 32
-"""Rows of logits computed at once: at 128k tokens of vocabulary 16 MB."""
 
 
 class Wiring:
@@ -42,7 +42,7 @@ class Wiring:
         model: FlashModel,
         config: ModelConfig,
         backend: kernels.Backend,
-        units: ResidentUnits,
+        units: Units,
         kv_dtype: np.dtype[Any],
         capacity: int,
     ):
@@ -62,8 +62,11 @@ class Wiring:
             if spec
         }
 
-    def decoder(self) -> Decoder:
-        """The decoder. Raises CorruptModel, UnsupportedModel."""
+    def decoder(self, budget: int | None, scratch: int) -> Decoder:
+        """The decoder, for a process of `budget` bytes, of which its buffers take `scratch`.
+
+        Raises CorruptModel, UnsupportedModel.
+        """
         c = self._config
         blocks = [self._block(i) for i in range(c.n_layers)]
         buffers = StepBuffers(
@@ -75,23 +78,45 @@ class Wiring:
             neurons=max(_neurons(block.ffn.weights) for block in blocks),
             kv_dtype=self._kv_dtype,
         )
-        embed = self._matrix("embed", "embed")
-        positions = self._matrix("positions", "positions") if c.learned_positions else None
-        head = Head(
-            self._backend.program(min(self._capacity, _LOGIT_ROWS)),
-            _scaled(self._needed_norm("output_norm", c.norm), c.logit_scale),
-            embed if c.tied_head else self._matrix("output", "output"),
-            c.logit_soft_cap,
-        )
         return Decoder(
             c,
             self._backend,
             self._units,
             buffers,
             list(self._ropes.values()),
-            Embedding(embed, c.embed_scale, positions),
+            self._embedding(),
             blocks,
-            head,
+            self._head(),
+            budget=budget,
+            scratch=scratch,
+        )
+
+    # ------------------------------------------------------------ both ends
+
+    def _embedding(self) -> Embedding:
+        c = self._config
+        return Embedding(
+            self._backend.program(LOOKUP_SLOTS),
+            self._row_table("embed"),
+            self._row_table("positions") if c.learned_positions else None,
+            c.embed_scale,
+        )
+
+    def _row_table(self, group: str) -> RowTable:
+        weight = dataclasses.replace(self._matrix(group, group), table=self._units.row_table(group))
+        return RowTable(weight, functools.partial(self._units.look_up, group))
+
+    def _head(self) -> Head:
+        c = self._config
+        group = "embed" if c.tied_head else "output"
+        whole = self._matrix(group, group)
+        return Head(
+            lambda: self._backend.program(min(self._capacity, LOGIT_ROWS)),
+            _scaled(self._needed_norm("output_norm", c.norm), c.logit_scale),
+            [_piece(whole, stage[0]) for stage in self._units.residency.scan.stages[c.n_layers :]],
+            c.logit_soft_cap,
+            self._units,
+            c.n_layers,
         )
 
     # ------------------------------------------------------------ layers
@@ -153,12 +178,24 @@ class Wiring:
             raise self._wrong(group, part)
         table = self._units.table(group, part.first_unit, part.units)
         return FeedForward(
-            _tile_ffn(part, table) if part.codec == "tile" else _row_ffn(part, table),
+            _tile_ffn(part, table) if part.codec == "tile" else self._row_ffn(group, part, table),
             c.ffn.activation,
             gate_bias=self._vectors.get(f"layers.{i}.ffn_gate_bias"),
             up_bias=self._vectors.get(f"layers.{i}.ffn_up_bias"),
             down_bias=self._vectors.get(f"layers.{i}.ffn_down_bias"),
         )
+
+    def _row_ffn(self, group: str, part: FFNPart, table: NDArray[np.int64]) -> RowFFN:
+        """Every neuron of the layer, in the order of their ids."""
+        if len(set(part.dtypes)) > 1:
+            raise UnsupportedModel(
+                "a neuron's gate, up and down differ in dtype; convert with --dtype"
+            )
+        unit, within = np.divmod(np.arange(part.neurons), part.neurons_per_unit)
+        offsets = within * part.grain_bytes
+        addresses = np.empty(part.neurons, np.int64)
+        self._units.watch(group, lambda: np.add(table[unit], offsets, out=addresses))
+        return RowFFN(part.up_dtype, part.width, addresses, part.gate_dtype is not None)
 
     # ------------------------------------------------------------ weights
 
@@ -226,11 +263,9 @@ def _tile_ffn(part: FFNPart, table: NDArray[np.int64]) -> TileFFN:
     )
 
 
-def _row_ffn(part: FFNPart, table: NDArray[np.int64]) -> RowFFN:
-    """Every neuron of the layer, in the order of their ids."""
-    if len(set(part.dtypes)) > 1:
-        raise UnsupportedModel("a neuron's gate, up and down differ in dtype; convert with --dtype")
-    ids = np.arange(part.neurons)
-    unit, within = np.divmod(ids, part.neurons_per_unit)
-    addresses = np.ascontiguousarray(table[unit] + within * part.grain_bytes)
-    return RowFFN(part.up_dtype, part.width, addresses, part.gate_dtype is not None)
+def _piece(whole: TileMatrix, span: Span) -> TileMatrix:
+    """The rows of a matrix that a span of its units holds."""
+    rows_per_unit = TILE_ROWS * whole.panels_per_unit
+    first, end = span.first * rows_per_unit, (span.first + span.units) * rows_per_unit
+    table = whole.table[span.first : span.first + span.units]
+    return dataclasses.replace(whole, rows=min(end, whole.rows) - first, table=table)

@@ -16,8 +16,8 @@ from flashllm.cli.options import (
     system_prompt_option,
 )
 from flashllm.flash.reader import IO_MODES
-from flashllm.generate.opening import IOMode
 from flashllm.hub.manifests import DEFAULT_MODEL
+from flashllm.model.options import IOMode, LoadOptions
 
 Seen = tuple[EngineOptions, SamplingOptions, str | None]
 
@@ -37,7 +37,7 @@ def invoke(*args: str) -> tuple[Result, list[Seen]]:
 
 def test_defaults_leave_everything_to_the_model() -> None:
     _, [(engine, sampling, system)] = invoke()
-    assert engine == EngineOptions(DEFAULT_MODEL, None, None, None, "cpu", False, None, "auto")
+    assert engine == EngineOptions(DEFAULT_MODEL, False, LoadOptions())
     assert sampling.given() == {}
     assert sampling.n_predict == -1
     assert system is None
@@ -47,7 +47,9 @@ def test_flags_of_llama_cpp() -> None:
     flags = "-m x --mem 6GB -c 100 -t 2 --backend reference --offline -n 5 -s 7 --temp 0 --top-k 3"
     flags += " --kv-dtype f32 --io mmap --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 -sys Hi"
     _, [(engine, sampling, system)] = invoke(*flags.split())
-    assert engine == EngineOptions("x", "6GB", 100, 2, "reference", True, "f32", "mmap")
+    assert engine == EngineOptions(
+        "x", True, LoadOptions("6GB", 100, 2, "reference", "f32", "mmap")
+    )
     assert sampling == SamplingOptions(5, 7, 0.0, 3, 0.5, 0.1, 1.1)
     assert system == "Hi"
 
@@ -55,13 +57,13 @@ def test_flags_of_llama_cpp() -> None:
 def test_every_mode_of_the_reader_can_be_asked_for() -> None:
     for mode in IO_MODES:
         _, [(engine, _, _)] = invoke("--io", mode)
-        assert engine.io == mode
+        assert engine.load.io == mode
     assert set(get_args(IOMode)) == set(IO_MODES)
 
 
 def test_memory_may_be_automatic() -> None:
     _, [(engine, _, _)] = invoke("--mem", "auto")
-    assert engine.mem is None
+    assert engine.load.mem_budget == "auto"
 
 
 @pytest.mark.parametrize(

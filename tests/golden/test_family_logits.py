@@ -11,6 +11,7 @@ from family_models import golden, variants, write_folder, write_gguf
 
 from flashllm.convert import convert
 from flashllm.model.loader import load_decoder
+from flashllm.model.options import LoadOptions
 
 TOLERANCE = 1e-4
 """Of the largest logit; measured are 2e-6 at most."""
@@ -37,7 +38,9 @@ def error(name: str, model: Path, backend: str) -> float:
     On the cpu backend, tokens must give the same bits one by one.
     """
     tokens, expected, columns = golden(name)
-    decoder = load_decoder(model, threads=1, backend=backend, kv_dtype=KV_DTYPES[backend])
+    decoder = load_decoder(
+        model, LoadOptions(threads=1, backend=backend, kv_dtype=KV_DTYPES[backend])
+    )
     try:
         whole, single = decoder.new_sequence(len(tokens)), decoder.new_sequence(len(tokens))
         logits = decoder.step(whole, tokens, logits="all")

@@ -12,6 +12,7 @@ import safetensors
 import tiny
 
 from flashllm.model.loader import load_decoder
+from flashllm.model.options import LoadOptions
 
 GOLDEN = Path(__file__).resolve().parent.parent / "data" / "tiny_llama_golden.safetensors"
 
@@ -46,7 +47,7 @@ def test_logits_match_float32_arithmetic(
     tolerance: float,
 ) -> None:
     tokens, expected, _ = golden
-    decoder = load_decoder(tiny.model_dir(tmp_path), threads=1, backend=backend)
+    decoder = load_decoder(tiny.model_dir(tmp_path), LoadOptions(threads=1, backend=backend))
     sequence = decoder.new_sequence(len(tokens))
     try:
         logits = decoder.step(sequence, tokens, logits="all")

@@ -12,6 +12,7 @@ import tiny
 from flashllm.errors import Cancelled, ContextFull, InvalidInput
 from flashllm.flash.reader import IO_MODES
 from flashllm.model.loader import load_decoder
+from flashllm.model.options import LoadOptions
 
 DATA = Path(__file__).parent.parent / "data"
 TOKENS = np.random.default_rng(7).integers(0, 320, 40)
@@ -31,9 +32,9 @@ def paths(tmp_path_factory):
     return path
 
 
-def all_logits(path, cuts, tokens=TOKENS, **options):
+def all_logits(path, cuts, tokens=TOKENS, step_tokens=512, **options):
     """Logits of every token, the prompt cut into steps of the given lengths."""
-    decoder = load_decoder(path, **options)
+    decoder = load_decoder(path, LoadOptions(**options), step_tokens=step_tokens)
     sequence = decoder.new_sequence(64)
     start, kept = 0, []
     for count in cuts:
@@ -53,7 +54,7 @@ def test_bitwise_whatever_the_chunks_and_threads(paths, dtype, codec):
     for threads in (1, 2, 3):
         for cuts in ([40], [3, 17, 20], [39, 1]):
             assert np.array_equal(all_logits(path, cuts, threads=threads), expected)
-    narrow = all_logits(path, [40], threads=2, max_tokens_per_step=7)
+    narrow = all_logits(path, [40], threads=2, step_tokens=7)
     assert np.array_equal(narrow, expected)
 
 
@@ -104,12 +105,12 @@ def test_every_way_of_reading_gives_the_same_logits(paths):
     for io in IO_MODES:
         assert np.array_equal(all_logits(paths(), [len(TOKENS)], threads=2, io=io), expected)
     with pytest.raises(InvalidInput, match="uring"):
-        load_decoder(paths(), io="uring")
+        load_decoder(paths(), LoadOptions(io="uring"))
 
 
 def test_several_sequences_in_one_step(paths):
     """Rows of different sequences at different positions: each as if it were alone."""
-    decoder = load_decoder(paths(), threads=2)
+    decoder = load_decoder(paths(), LoadOptions(threads=2))
     alone = [decoder.new_sequence(32) for _ in range(3)]
     together = [decoder.new_sequence(32) for _ in range(3)]
     prompts = [TOKENS[:3], TOKENS[5:6], TOKENS[10:17]]
@@ -130,7 +131,7 @@ def test_several_sequences_in_one_step(paths):
 
 @pytest.mark.parametrize("kv_dtype", ["f16", "q8"])
 def test_rolling_back_forgets(paths, kv_dtype):
-    decoder = load_decoder(paths(), threads=2, kv_dtype=kv_dtype)
+    decoder = load_decoder(paths(), LoadOptions(threads=2, kv_dtype=kv_dtype))
     first, second = decoder.new_sequence(40), decoder.new_sequence(40)
     decoder.step(first, TOKENS[:20])
     first.truncate(9)
@@ -144,7 +145,7 @@ def test_rolling_back_forgets(paths, kv_dtype):
 
 @pytest.mark.parametrize("kv_dtype", ["f16", "q8"])
 def test_saved_sequences_continue(paths, kv_dtype):
-    decoder = load_decoder(paths(), threads=1, kv_dtype=kv_dtype)
+    decoder = load_decoder(paths(), LoadOptions(threads=1, kv_dtype=kv_dtype))
     first, second = decoder.new_sequence(40), decoder.new_sequence(33)
     decoder.step(first, TOKENS[:21])
     second.restore(first.export())
@@ -153,7 +154,7 @@ def test_saved_sequences_continue(paths, kv_dtype):
 
 
 def test_stopping_between_layers_keeps_whole_chunks(paths):
-    decoder = load_decoder(paths(), threads=2, max_tokens_per_step=8)
+    decoder = load_decoder(paths(), LoadOptions(threads=2), step_tokens=8)
     layers = decoder.config.n_layers
     for stop_at in range(1, 20 * layers):
         sequence = decoder.new_sequence(40)
@@ -176,7 +177,7 @@ def test_stopping_between_layers_keeps_whole_chunks(paths):
 
 
 def test_bad_tokens_and_full_contexts_are_refused(paths):
-    decoder = load_decoder(paths(), threads=1)
+    decoder = load_decoder(paths(), LoadOptions(threads=1))
     sequence = decoder.new_sequence(10)
     for tokens in ([], [-1], [320], [2**40]):
         with pytest.raises(InvalidInput):

@@ -24,6 +24,7 @@ from flashllm.model.memory import (
     scratch_bytes,
     weights_room,
 )
+from flashllm.model.options import LoadOptions
 from flashllm.model.specs import (
     AttentionSpec,
     BlockSpec,
@@ -62,7 +63,7 @@ CONFIGS = {"plain": PLAIN, "biased": BIASED, "no positions": dataclasses.replace
     PLAIN, kinds=(LayerKind(None),), layers=(0,) * 6, hidden_size=64)}  # fmt: skip
 
 
-OBJECTS = 200_000
+OBJECTS = 250_000
 """Python's objects, and tables of units, of a model of six layers."""
 
 
@@ -76,10 +77,12 @@ def test_scratch_is_what_a_decoder_allocates(tmp_path: Path, name: str) -> None:
     """All memory of a decoder but its weights, which lie where Python does not count."""
     config = CONFIGS[name]
     folder = write_model(tmp_path / "m", config, random_weights(config), "q8")
-    load_decoder(folder, threads=1).close()  # what stays for the next one is not this one's
+    load_decoder(
+        folder, LoadOptions(threads=1)
+    ).close()  # what stays for the next one is not this one's
     tracemalloc.start()
     try:
-        decoder = load_decoder(folder, threads=1)
+        decoder = load_decoder(folder, LoadOptions(threads=1))
         found, _peak = tracemalloc.get_traced_memory()
         decoder.close()
     finally:

@@ -13,6 +13,7 @@ from flashllm.errors import CorruptModel
 from flashllm.flash.manifest import Manifest
 from flashllm.model.config import ModelConfig
 from flashllm.model.loader import load_decoder
+from flashllm.model.options import LoadOptions
 from flashllm.model.specs import (
     AttentionSpec,
     BlockSpec,
@@ -150,7 +151,7 @@ def made(tmp_path_factory):
 
 def run(path, cuts=(COUNT,), n_ctx=CONTEXT, **options):
     """Logits of every token, in steps of the given lengths."""
-    decoder = load_decoder(path, **options)
+    decoder = load_decoder(path, LoadOptions(**options))
     sequence = decoder.new_sequence(n_ctx)
     starts = np.cumsum([0, *cuts[:-1]])
     kept = [
@@ -197,7 +198,7 @@ def test_quantised_weights_are_used_as_they_are_stored(made, name):
 def test_rope_follows_what_a_sequence_was_made_for(made):
     """A short and a long sequence in one step, each with its own table."""
     config, weights, path = made("rope for long sequences")
-    decoder = load_decoder(path, threads=2, kv_dtype="f32")
+    decoder = load_decoder(path, LoadOptions(threads=2, kv_dtype="f32"))
     sequences = [decoder.new_sequence(n) for n in (CONTEXT - 1, CONTEXT)]
     for at in range(40):
         got = decoder.forward([TOKENS[at]] * 2, sequences, [at] * 2)
@@ -210,7 +211,7 @@ def test_rope_follows_what_a_sequence_was_made_for(made):
 def test_sequences_of_windows_share_a_step(made):
     """Four rows that are not of one sequence, and four that are: windows as if each were alone."""
     path = made("local and global")[2]
-    decoder = load_decoder(path, threads=2)
+    decoder = load_decoder(path, LoadOptions(threads=2))
     together = [decoder.new_sequence(CONTEXT) for _ in range(2)]
     alone = [decoder.new_sequence(CONTEXT) for _ in range(2)]
     expected = [
@@ -235,7 +236,7 @@ def test_vectors_of_another_shape_are_refused(tmp_path, role, shape):
         weights[role] = np.ones(shape, np.float32)
     path = write_model(tmp_path / "model", config, weights)
     with pytest.raises(CorruptModel, match=f"{role}.*convert the model again"):
-        load_decoder(path, threads=1)
+        load_decoder(path, LoadOptions(threads=1))
 
 
 def test_a_network_without_gates_is_not_one_with(tmp_path):
@@ -248,7 +249,7 @@ def test_a_network_without_gates_is_not_one_with(tmp_path):
     for source, wrong in ((path, gated), (other, config)):
         rewrite_config(source, wrong)
         with pytest.raises(CorruptModel, match="does not have the shape"):
-            load_decoder(source, threads=1)
+            load_decoder(source, LoadOptions(threads=1))
 
 
 def rewrite_config(path, config):

@@ -10,6 +10,7 @@ import pytest
 
 from flashllm.generate.golden import read_golden
 from flashllm.model.loader import load_decoder
+from flashllm.model.options import LoadOptions
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,7 @@ def logits(
     model_path: Path, pieces: Sequence[np.ndarray], *, threads: int, chunk: int = 512
 ) -> np.ndarray:
     """Logits [T, vocab] after each token of `pieces`, given one step after another."""
-    decoder = load_decoder(model_path, threads=threads, max_tokens_per_step=chunk)
+    decoder = load_decoder(model_path, LoadOptions(threads=threads), step_tokens=chunk)
     sequence = decoder.new_sequence(TOKENS)
     try:
         return np.concatenate([decoder.step(sequence, piece, logits="all") for piece in pieces])
@@ -70,7 +71,7 @@ def test_chunks_of_a_step(
 
 
 def test_after_a_rollback(model_path: Path, tokens: np.ndarray, expected: np.ndarray) -> None:
-    decoder = load_decoder(model_path, threads=2)
+    decoder = load_decoder(model_path, LoadOptions(threads=2))
     sequence = decoder.new_sequence(TOKENS)
     try:
         decoder.step(sequence, tokens[::-1], logits="none")

@@ -10,6 +10,7 @@ from flashllm.generate import score
 from flashllm.generate.golden import Golden, read_golden
 from flashllm.generate.tokenizer import Tokenizer
 from flashllm.model.loader import load_decoder
+from flashllm.model.options import LoadOptions
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,7 @@ def golden(data: Path) -> Golden:
 
 
 def compare(model_path: Path, golden: Golden, backend: str) -> score.Comparison:
-    decoder = load_decoder(model_path, backend=backend)
+    decoder = load_decoder(model_path, LoadOptions(backend=backend))
     try:
         return score.compare_golden(decoder, golden)
     finally:
