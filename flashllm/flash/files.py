@@ -1,11 +1,14 @@
 """Files opened for reads by offset: direct where Linux can, positioned, seek and read, or mapped.
 
+Or, where a file lies in the page cache already, from there for as long as it does.
+
 All but the mapped ones raise an error when a file is truncated or its disk fails.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import errno
 import mmap
 import os
@@ -19,9 +22,12 @@ from numpy.typing import NDArray
 
 from flashllm.errors import ModelIOError
 from flashllm.flash.layout import ALIGNMENT, round_up
+from flashllm.flash.probe import is_cached
 
-ATTEMPTS = 3  # of a read that fails with EIO, which a bus reset can cause once
+ATTEMPTS = 3  # of a read that fails with EIO at one place, which a bus reset can cause once
 BOUNCE_BYTES = 1 << 20
+MISS_WEIGHT, MOST_DOUBT = 8, 64
+"""A read that the page cache cannot serve counts as much as 8 that it can; how far this may go."""
 
 Bytes = NDArray[np.uint8]
 
@@ -36,13 +42,19 @@ class Scratch(threading.local):
 class ReadableFile(abc.ABC):
     """An open file whose bytes are read by offset, from any thread.
 
-    io: how it is read, "direct", "pread" or "mmap".
+    serves: the modes that it is what was asked for in; where another was asked for, the file
+    system could not.
     """
 
-    io: ClassVar[str] = "pread"
+    serves: ClassVar[tuple[str, ...]] = ("pread",)
 
     def __init__(self, path: Path):
         self.path = path
+
+    @property
+    def io(self) -> str:
+        """How it is read now: "direct", "pread" or "mmap"."""
+        return "pread"
 
     def read_into(self, offset: int, out: Bytes) -> None:
         """Fill `out` from byte `offset`, however short the system's reads are.
@@ -61,6 +73,7 @@ class ReadableFile(abc.ABC):
             if got == 0:
                 raise self._failed(offset + done, "the file ends; it changed while in use")
             done += got
+            failures = 0
 
     @abc.abstractmethod
     def _read_some(self, offset: int, out: Bytes) -> int:
@@ -113,7 +126,7 @@ class DirectFile(PositionedFile):
     Reads into memory that is aligned go straight there, others through the thread's bounce buffer.
     """
 
-    io = "direct"
+    serves = ("direct", "auto")
 
     def __init__(self, path: Path, scratch: Scratch):
         """Raises OSError where the file system cannot."""
@@ -121,9 +134,14 @@ class DirectFile(PositionedFile):
         self._scratch = scratch
         try:
             self._read_some(0, np.empty(1, np.uint8))
-        except OSError:
-            self.close()
-            raise
+        except OSError as error:
+            if error.errno != errno.EIO:  # which may pass; else reading will say where it is
+                self.close()
+                raise
+
+    @property
+    def io(self) -> str:
+        return "direct"
 
     def _read_some(self, offset: int, out: Bytes) -> int:
         skip = offset % ALIGNMENT
@@ -138,6 +156,45 @@ class DirectFile(PositionedFile):
         return usable
 
 
+class CachedFile(PositionedFile):
+    """A file found in the page cache: read from there, or past it what is not there.
+
+    Once more than every ninth read or so misses, all are made past it for good: a miss makes Linux
+    fetch the bytes into the cache as well, and a cache gives way while a model is used.
+    """
+
+    serves = ("auto",)
+
+    def __init__(self, path: Path, scratch: Scratch):
+        """Raises OSError where the file system has no direct reads."""
+        self._past_cache = DirectFile(path, scratch)
+        self._doubt = 0  # that threads may lose a count does no harm
+        try:
+            super().__init__(path)
+        except OSError:
+            self._past_cache.close()
+            raise
+        # What the cache lacks it fetches although not waited for; let that be no more than asked.
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    @property
+    def io(self) -> str:
+        return "pread" if self._doubt < MOST_DOUBT else "direct"
+
+    def _read_some(self, offset: int, out: Bytes) -> int:
+        if self._doubt < MOST_DOUBT:
+            with contextlib.suppress(BlockingIOError):
+                if got := os.preadv(self._fd, [out.data], offset, os.RWF_NOWAIT):
+                    self._doubt = max(0, self._doubt - 1)
+                    return got
+            self._doubt += MISS_WEIGHT
+        return self._past_cache._read_some(offset, out)
+
+    def close(self) -> None:
+        super().close()
+        self._past_cache.close()
+
+
 class MappedFile(ReadableFile):
     """The file mapped into memory, whose bytes are copied out: what the system reads ahead counts.
 
@@ -146,7 +203,7 @@ class MappedFile(ReadableFile):
     process (SIGBUS): no program can turn a page that does not come into an error.
     """
 
-    io = "mmap"
+    serves = ("mmap",)
 
     def __init__(self, path: Path):
         """Raises OSError where the file cannot be mapped; an empty one cannot."""
@@ -155,6 +212,10 @@ class MappedFile(ReadableFile):
             if os.fstat(file.fileno()).st_size == 0:
                 raise OSError(errno.ENODEV, "an empty file cannot be mapped")
             self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @property
+    def io(self) -> str:
+        return "mmap"
 
     def _read_some(self, offset: int, out: Bytes) -> int:
         mapped = self._map
@@ -170,7 +231,7 @@ class MappedFile(ReadableFile):
         self._map = None
 
 
-CAN_READ_DIRECT = sys.platform == "linux"
+CAN_READ_DIRECT = CAN_TELL_CACHED = sys.platform == "linux"
 CAN_READ_POSITIONED = sys.platform != "win32"
 
 
@@ -181,10 +242,12 @@ def open_file(
     *,
     direct: bool = CAN_READ_DIRECT,
     positioned: bool = CAN_READ_POSITIONED,
+    tell_cached: bool = CAN_TELL_CACHED,
 ) -> ReadableFile:
-    """Open `path` as `io` ("direct", "pread" or "mmap") says, or the next best way there is.
+    """Open `path` as `io` says ("auto", "direct", "pread" or "mmap"), or the next best way.
 
-    direct and positioned say what this system can do. Raises ModelIOError.
+    "auto" is direct, except for a file that lies in the page cache. direct, positioned and
+    tell_cached say what this system can do. Raises ModelIOError.
     """
     try:
         if io == "mmap":
@@ -193,9 +256,10 @@ def open_file(
             except OSError as error:
                 if error.errno != errno.ENODEV:  # what file systems without maps say
                     raise
-        if io == "direct" and direct:
+        if io in ("auto", "direct") and direct:
+            cached = io == "auto" and tell_cached and is_cached(path)
             try:
-                return DirectFile(path, scratch)
+                return CachedFile(path, scratch) if cached else DirectFile(path, scratch)
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                     raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
-from flashllm.errors import Cancelled, EngineError
+from flashllm.errors import Cancelled, EngineError, InvalidInput
 from flashllm.flash.files import Bytes
 from flashllm.flash.format import Group
 from flashllm.flash.reader import UnitReader
@@ -18,9 +20,8 @@ _POLL_S = 0.2
 class Pending:
     """A read under way; made by Prefetcher.start. Any thread may call."""
 
-    def __init__(self, reader: UnitReader, group: Group, first: int, count: int, out: Bytes):
-        self._read: tuple[UnitReader, Group, int, int, Bytes] | None
-        self._read = reader, group, first, count, out
+    def __init__(self, read: Callable[[], None]):
+        self._read = read
         self._taken = threading.Lock()  # by the thread that reads, or by the one that drops it
         self._finished = threading.Event()
         self._error: BaseException | None = None
@@ -50,18 +51,16 @@ class Pending:
         """Read, unless it was dropped: for the Prefetcher's threads."""
         if not self._taken.acquire(blocking=False):
             return
-        error: BaseException | None = None
         try:
-            if self._read is not None:
-                reader, group, first, count, out = self._read
-                reader.read_run(group, first, count, out)
-        except BaseException as caught:
-            error = caught
-        self._finish(error)
+            self._read()
+        except BaseException as error:
+            self._finish(error)
+        else:
+            self._finish(None)
 
     def _finish(self, error: BaseException | None) -> None:
         self._error = error
-        self._read = None  # a read that is over keeps no memory alive
+        del self._read  # a read that is over keeps no memory alive
         self._finished.set()
 
     def _join(self) -> None:
@@ -72,10 +71,14 @@ class Pending:
 class Prefetcher:
     """Threads that read runs of units in the order asked for, as many at once as there are threads.
 
-    They hold the GIL only between reads. Close it before the reader. Any thread may call.
+    They hold the GIL only between reads and checksums. Close it before the reader. Any thread may
+    call.
     """
 
     def __init__(self, reader: UnitReader, threads: int = 8):
+        """Raises InvalidInput if there are no threads."""
+        if threads < 1:
+            raise InvalidInput(f"{threads} threads cannot read; use 1 or more")
         self._reader = reader
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -94,10 +97,10 @@ class Prefetcher:
 
         Nobody else may touch `out` until then. Raises EngineError after close.
         """
-        pending = Pending(self._reader, group, first, count, out)
+        pending = Pending(functools.partial(self._reader.read_run, group, first, count, out))
         with self._lock:
             if self._closed:
-                raise EngineError("the model's reader is closed; open the model again")
+                raise EngineError("reading ahead has ended; open the model again")
             self._queue.put(pending)
         return pending
 

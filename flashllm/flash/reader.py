@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 import xxhash
 
-from flashllm.errors import CorruptModel, InvalidInput
+from flashllm.errors import CorruptModel, EngineError, InvalidInput
 from flashllm.flash.files import Bytes, ReadableFile, Scratch, open_file
 from flashllm.flash.format import FlashModel, Group
 
@@ -26,8 +26,9 @@ class UnitReader:
     """Explicit reads from a model's files by a few threads; safe to call from any thread.
 
     io "direct" bypasses the page cache; "pread" goes through it; "mmap" copies out of mapped files,
-    see MappedFile for what that risks; "auto" is direct. Where a file system cannot do what is
-    asked, "pread" takes its place, and `fallback` says so.
+    see MappedFile for what that risks; "auto" is direct, except that a file found in the page cache
+    is read from there while it lasts. Where a file system cannot do what is asked, or for "auto"
+    cannot read direct, "pread" takes its place, and `fallback` says so.
     """
 
     def __init__(self, model: FlashModel, io: str = "auto", threads: int = 8):
@@ -35,25 +36,36 @@ class UnitReader:
         if io not in IO_MODES:
             raise InvalidInput(f"io {io!r} is unknown; use one of {', '.join(IO_MODES)}")
         self.model = model
-        self._mode = "direct" if io == "auto" else io
+        self._mode = io
         self._threads = threads
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "flash-read")
         self._files: dict[str, ReadableFile] = {}
         self._scratch = Scratch()
         self._lock = threading.Lock()
+        self._closed = False
 
     @property
     def io(self) -> str:
-        """How files are really read, known once one is open: "direct", "pread" or "mmap"."""
-        return "pread" if self.fallback else self._mode
+        """How files are really read, known once one is open: "direct", "pread" or "mmap".
+
+        Of "auto" it is "pread" only while all of them are read from the page cache.
+        """
+        if self.fallback:
+            return "pread"
+        if self._mode != "auto":
+            return self._mode
+        return (
+            "pread" if {file.io for file in list(self._files.values())} == {"pread"} else "direct"
+        )
 
     @property
     def fallback(self) -> str | None:
         """Why files are not read as asked, in a sentence, known once one is open; else None."""
         for file in list(self._files.values()):
-            if file.io != self._mode:
+            if self._mode not in file.serves:
+                wanted = "direct" if self._mode == "auto" else self._mode
                 return (
-                    f"{file.path}: this file system cannot read in mode {self._mode!r}; "
+                    f"{file.path}: this file system cannot read in mode {wanted!r}; "
                     f"reading with {file.io!r} instead."
                 )
         return None
@@ -64,10 +76,11 @@ class UnitReader:
         Returns when every read is complete. Raises ModelIOError(path, offset).
         """
         self._check(out, [length for _, _, length in extents])
+        files = [self._file(name) for name, _, _ in extents]
 
         def fetch(i: int) -> None:
-            name, offset, length = extents[i]
-            self._file(name).read_into(offset, np.asarray(out[i])[:length])
+            _, offset, length = extents[i]
+            files[i].read_into(offset, np.asarray(out[i])[:length])
 
         self._spread(fetch, [length for _, _, length in extents])
 
@@ -93,7 +106,7 @@ class UnitReader:
         self._spread(fetch, lengths)
 
     def read_run(self, group: Group, first: int, count: int, out: Bytes) -> None:
-        """Fill `out` with `count` units from `first` as the file has them: one read, on this thread.
+        """Fill `out` with `count` units from `first` as the file has them, by one read, here.
 
         out: uint8 [at least offsets[first + count] - offsets[first]]; unit i of the group begins at
         out[offsets[i] - offsets[first]], padding between units is read too. Memory that begins on a
@@ -119,9 +132,10 @@ class UnitReader:
             at = ends[i] - begin
 
     def close(self) -> None:
-        """Wait for reads under way and close the files."""
+        """Wait for reads of this reader's threads and close the files; reads fail afterwards."""
         self._pool.shutdown()
         with self._lock:
+            self._closed = True
             for file in self._files.values():
                 file.close()
             self._files.clear()
@@ -156,6 +170,8 @@ class UnitReader:
 
     def _file(self, name: str) -> ReadableFile:
         with self._lock:
+            if self._closed:
+                raise EngineError(f"{self.model.path}: its reader is closed; open the model again")
             if name not in self._files:
                 if name not in self.model.manifest.files:
                     raise InvalidInput(f"{self.model.path}: has no file {name!r}")

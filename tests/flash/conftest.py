@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
+
+from flashllm.flash.format import FlashModel, read_model
+from flashllm.flash.reader import UnitReader
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,16 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(pristine: Path, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
     return Path(shutil.copytree(pristine, tmp_path / "model"))
+
+
+@pytest.fixture
+def opened(model: Path) -> FlashModel:
+    """A model that the test may damage."""
+    return read_model(model)
+
+
+@pytest.fixture
+def reader(opened: FlashModel) -> Iterator[UnitReader]:
+    """Its reader."""
+    with UnitReader(opened, "pread") as reader:
+        yield reader
