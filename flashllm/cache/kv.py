@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashllm.errors import CorruptModel, InvalidInput
-from flashllm.kernels.memory import huge_buffer
+from flashllm.kernels.memory import growing_buffer
 from flashllm.kernels.weights import q8_keys, q8_values
 
 BLOCK = 16
@@ -97,7 +97,7 @@ class Sequence:
 
 
 def _array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return huge_buffer(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+    return growing_buffer(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
 
 
 def _saved_length(saved: Mapping[str, NDArray[Any]], n_ctx: int) -> int:
