@@ -20,6 +20,7 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
 CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 CPU_INFO = Path("/proc/cpuinfo")
+PROCESS_STATUS = Path("/proc/self/status")
 
 # cgroup v1 writes "no limit" as the largest multiple of a page in 63 bits.
 _NO_LIMIT = 1 << 60
@@ -164,10 +165,22 @@ def rss() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def file_backed_rss(system: str = sys.platform) -> int | None:
+def file_backed_rss(status: Path = PROCESS_STATUS) -> int | None:
     """The part of rss() that the system can drop and read again from files: libraries, mapped
-    files. None where it cannot be told apart from private memory."""
-    return int(psutil.Process().memory_info().shared) if system == "linux" else None
+    files. None where it cannot be told apart from private memory, as anywhere but on Linux."""
+    for line in _read(status).splitlines():
+        label, _, value = line.partition(":")
+        if label == "RssFile" and value.split()[:1]:
+            return int(value.split()[0]) * 1024  # "12 kB", in powers of 1024
+    return None
+
+
+def private_rss() -> int:
+    """The memory this process holds that the system can at best swap out, in bytes.
+
+    Where that cannot be told apart from mapped files, all that it holds.
+    """
+    return max(0, rss() - (file_backed_rss() or 0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,7 +127,17 @@ def test_peak_memory_is_at_least_what_is_held() -> None:
 def test_file_backed_memory_is_part_of_what_is_held() -> None:
     shared = machine.file_backed_rss()
     assert shared is None or 0 <= shared <= 2 * machine.rss()
-    assert machine.file_backed_rss("darwin") is None
+
+
+def test_memory_without_a_file_is_private_whoever_might_share_it(tmp_path: Path) -> None:
+    before = machine.private_rss()
+    with mmap.mmap(-1, 64 << 20) as region:  # shared memory, as Python has it
+        region.write(b"x" * (64 << 20))
+        assert machine.private_rss() - before > 48 << 20
+    status = tmp_path / "status"
+    status.write_text("VmRSS:\t 99 kB\nRssAnon:\t 1 kB\nRssFile:\t 7 kB\nRssShmem:\t 2 kB\n")
+    assert machine.file_backed_rss(status) == 7 << 10
+    assert machine.file_backed_rss(tmp_path / "missing") is None
 
 
 def test_peak_memory_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_a_way_the_file_system_lacks_is_told_once(
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(DirectFile, "__init__", refuse)
-    monkeypatch.setattr(bandwidth, "measure", lambda threads: 10.0)
+    monkeypatch.setattr(bandwidth, "measure", lambda threads, size: 10.0)
     (tmp_path / "text").write_text("the capital of france is paris")
     verbs = {
         "run": ["-p", "hello", *FAST],
@@ -82,10 +82,10 @@ def test_a_way_the_file_system_lacks_is_told_once(
         "bench": ["-p", "4", "-n", "2", "-r", "1", "-t", "1,2"],
     }
     for verb, flags in verbs.items():
-        for mode, times in (("direct", 1), ("auto", 0)):
+        for mode in ("direct", "auto"):
             assert main([verb, "-m", model, "--io", mode, *flags]) == 0
             err = capsys.readouterr().err
-            assert err.count("this file system cannot read in mode 'direct'") == times
+            assert err.count("this file system cannot read in mode 'direct'") == 1
 
 
 def test_run_json_holds_the_same_text_and_what_it_cost(
@@ -264,7 +264,7 @@ def test_bench(
 ) -> None:
     from flashllm.kernels import bandwidth
 
-    monkeypatch.setattr(bandwidth, "measure", lambda threads: 10.0 * threads)
+    monkeypatch.setattr(bandwidth, "measure", lambda threads, size: 10.0 * threads)
     flags = ["bench", "-m", model, "-p", "8", "-n", "4", "-r", "2", "-t", "1,2"]
     told = json.loads(succeed(capsys, *flags, "--json"))
     assert [result["threads"] for result in told["results"]] == [1, 2]
@@ -276,7 +276,11 @@ def test_bench(
         assert result["ttft_s"] > 0
         share = result["weight_bytes"] * result["decode_tok_s"] / result["bandwidth"]
         assert result["bandwidth_share"] == pytest.approx(share)
-        assert result["peak_rss"] > result["weight_bytes"]
+        assert result["peak_rss"] > result["peak_private"] > result["weight_bytes"]
+        assert [len(run["token_ms"]) for run in result["runs"]] == [4, 4]
+        assert all(ms > 0 for run in result["runs"] for ms in [run["prompt_ms"], *run["token_ms"]])
+        assert {run["hit_rate"] for run in result["runs"]} == {1.0}
     assert "tok/s" in succeed(capsys, *flags)
     assert fail(capsys, "bench", "-m", model, "-p", "8", "-t", "0")[0] == 2
     assert "context" in fail(capsys, "bench", "-m", model, "-p", "500", "-t", "1")[1]
+    assert "-c 9" in fail(capsys, "bench", "-m", model, "-p", "8", "-n", "4", "-c", "9")[1]
