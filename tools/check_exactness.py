@@ -4,8 +4,8 @@
     python tools/check_exactness.py DIR --budgets inf,0.5x,floor --io direct --threads 2
 
 MODEL is a name in the store or a flash model's folder. Reads --prompt tokens of a text at once,
-then --decode more one by one, once with everything in memory, then for every budget, io mode
-and number of threads: all logits must be the same. Exits with 1 if any differ. A budget of "0.5x" is
+then --decode more one by one, once with everything in memory, then for every budget, io mode and
+number of threads: all logits must be the same. Exits with 1 if any differ. A budget of "0.5x" is
 half of the weights and 0.2 GB, and "floor" the least that works.
 """
 
