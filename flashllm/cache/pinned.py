@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,8 @@ Place = Callable[[str, int, NDArray[np.int64]], None]
 """Told the addresses of a group's units from one on."""
 
 CHUNK_BYTES = 64 << 20
-"""Spans of so many bytes in all share a buffer: enough for huge pages to pay, few enough that
-shrinking, which copies buffer by buffer, takes little memory besides."""
+"""The most that a buffer is made for: enough for huge pages to pay, little enough that shrinking,
+which copies buffer by buffer, takes little memory besides."""
 
 
 @dataclasses.dataclass
@@ -45,12 +46,13 @@ class PinnedUnits:
         self._chunks: list[_Chunk] = []
         size = CHUNK_BYTES
         for span, _ in residency.kept():
-            if size >= CHUNK_BYTES:
-                self._chunks.append(_Chunk([], [], huge_buffer(0)))
-                size = 0
-            self._chunks[-1].spans.append(span)
-            self._chunks[-1].counts.append(0)
-            size += span.nbytes
+            for piece in _pieces(span):
+                size += piece.nbytes
+                if size > CHUNK_BYTES:
+                    self._chunks.append(_Chunk([], [], huge_buffer(0)))
+                    size = piece.nbytes
+                self._chunks[-1].spans.append(piece)
+                self._chunks[-1].counts.append(0)
 
     def hold(self, residency: Residency, prefetcher: Prefetcher, on_progress: Progress) -> None:
         """Read what is to stay and is not there, let go what is not to.
@@ -58,8 +60,12 @@ class PinnedUnits:
         on_progress(bytes done, bytes in all). If it raises, what was there remains, but for whole
         chunks. Raises CorruptModel, ModelIOError.
         """
-        kept = residency.kept()
-        changes = [(chunk, [next(kept)[1] for _ in chunk.spans]) for chunk in self._chunks]
+        kept = (
+            min(max(0, count - (piece.first - span.first)), piece.units)
+            for span, count in residency.kept()
+            for piece in _pieces(span)
+        )
+        changes = [(chunk, [next(kept) for _ in chunk.spans]) for chunk in self._chunks]
         changes = [change for change in changes if change[0].counts != change[1]]
         changes.sort(key=lambda change: _nbytes(change[0].spans, change[1]) - len(change[0].buffer))
         total = sum(_missing(chunk, counts) for chunk, counts in changes)
@@ -113,6 +119,16 @@ class PinnedUnits:
         for span, begin, count in zip(chunk.spans, begins, counts, strict=True):
             offsets = np.array(span.offsets[:count], np.int64) - span.offsets[0]
             self._place(span.group, span.first, buffer.ctypes.data + begin + offsets)
+
+
+def _pieces(span: Span) -> Iterator[Span]:
+    """The span in runs of units of CHUNK_BYTES at most; a larger unit is one by itself."""
+    begin = 0
+    while begin < span.units:
+        end = bisect.bisect_right(span.offsets, span.offsets[begin] + CHUNK_BYTES) - 1
+        end = max(end, begin + 1)
+        yield Span(span.group, span.first + begin, span.offsets[begin : end + 1])
+        begin = end
 
 
 def _nbytes(spans: list[Span], counts: list[int]) -> int:

@@ -85,6 +85,7 @@ class Units:
         self._ring: Ring | None = None
         self._used_bytes = self._read_bytes = 0
         self._wait_s = 0.0
+        self._arranged = False
         try:
             self._arrange(residency, on_progress)
         except BaseException:
@@ -118,6 +119,7 @@ class Units:
 
     def fetch(self, stage: int) -> None:
         """Wait until all of a stage is in memory. Raises CorruptModel, ModelIOError."""
+        self._arrange_again()
         self._used_bytes += self._stage_bytes[stage]
         if self._ring is not None:
             start = time.perf_counter()
@@ -136,10 +138,11 @@ class Units:
 
         Raises CorruptModel, ModelIOError.
         """
+        self._arrange_again()
         rows = self._rows[group]
         if self.residency.table_slots and self._reader is not None:
             start = time.perf_counter()
-            rows.bring(np.array(units, np.int64), self._reader)
+            rows.bring(np.fromiter(units, np.int64), self._reader)
             self._wait_s += time.perf_counter() - start
 
     def expect_head(self, expected: bool) -> None:
@@ -150,12 +153,11 @@ class Units:
     def resize(self, residency: Residency, on_progress: Progress) -> None:
         """Keep what another residency of the same scan keeps; no stage may be in use.
 
-        Raises CorruptModel, ModelIOError; what was pinned then remains, as far as it goes.
+        Raises CorruptModel, ModelIOError, and what on_progress raises; then the next to use a stage
+        or a row finds everything as it was before, once what has changed is read again.
         """
-        if residency == self.residency:
-            return
-        self._stop_passing()
-        self._arrange(residency, on_progress)
+        if residency != self.residency:
+            self._arrange(residency, on_progress)
 
     def check_integrity(self) -> None:
         """Raise EngineError unless every slot is accounted for."""
@@ -171,8 +173,15 @@ class Units:
         for rows in self._rows.values():
             rows.close()
 
+    def _arrange_again(self) -> None:
+        """Make good what a change that failed has left."""
+        if not self._arranged:
+            self._arrange(self.residency, lambda done, total: None)
+
     def _arrange(self, residency: Residency, on_progress: Progress) -> None:
         """Open all files, so that `io` is known; pin what is to stay; make room for the rest."""
+        self._stop_passing()
+        self._arranged = False
         # What streams is read past the page cache, which would drop it before it is read again.
         io = "direct" if residency.streams and self._io == "auto" else self._io
         reader = self._reader = UnitReader(self._model, io)
@@ -190,6 +199,7 @@ class Units:
             self._ring = Ring(self._model, residency, self._layers, prefetcher, self._put_extent)
         if not residency.streams:
             self._stop_passing()
+        self._arranged = True
         for group in self._watchers:
             self._tell(group)
 
