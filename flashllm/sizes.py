@@ -17,6 +17,9 @@ _UNITS |= {
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*")
 _LARGEST = 1 << 60
 
+SHARE_OVERHEAD = 200_000_000
+"""What a share of a model comes on top of: about what a program takes that runs a small one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -25,13 +28,10 @@ class Size:
     bytes: int | None = None
     share: float | None = None
 
-    def resolve(self, model_bytes: int, overhead_bytes: int = 0) -> int:
-        """Bytes meant, for a model of `model_bytes`.
-
-        A share leaves the fixed overhead alone: 0.5x is overhead_bytes + half of the model.
-        """
+    def resolve(self, model_bytes: int) -> int:
+        """Bytes meant, for a model of `model_bytes`: 0.5x is SHARE_OVERHEAD + half of them."""
         if self.share is not None:
-            return overhead_bytes + int(self.share * model_bytes)
+            return SHARE_OVERHEAD + int(self.share * model_bytes)
         return self.bytes or 0
 
 
@@ -42,8 +42,8 @@ def parse_size(text: str) -> Size:
 
     >>> parse_size("6GB").bytes
     6000000000
-    >>> parse_size("0.5x").resolve(model_bytes=100, overhead_bytes=7)
-    57
+    >>> parse_size("0.5x").resolve(model_bytes=1_000_000)
+    200500000
     """
     match = _SIZE.fullmatch(text)
     unit = match[2].upper() if match else "?"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashllm.errors import InvalidInput
-from flashllm.sizes import format_size, parse_size
+from flashllm.sizes import SHARE_OVERHEAD, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def test_bytes(text: str, count: int) -> None:
 
 
 def test_a_share_of_the_model_leaves_the_overhead_alone() -> None:
-    assert parse_size("0.5x").resolve(model_bytes=1000, overhead_bytes=300) == 800
-    assert parse_size("2X").resolve(model_bytes=1000) == 2000
+    assert parse_size("0.5x").resolve(model_bytes=1000) == SHARE_OVERHEAD + 500 == 200_000_500
+    assert parse_size("2X").resolve(model_bytes=1000) == SHARE_OVERHEAD + 2000
 
 
 @pytest.mark.parametrize(

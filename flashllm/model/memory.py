@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
+from flashllm.cache.policy import LOOKUP_SLOTS
 from flashllm.errors import InvalidInput
 from flashllm.model.config import ModelConfig
 from flashllm.model.roles import roles
 from flashllm.model.specs import RopeSpec
 
-FIXED_BYTES = 250_000_000
+FIXED_BYTES = 140_000_000
 """What the process holds besides weights, KV caches and scratch: interpreter, libraries, compiled
-kernels, tokeniser. See docs/measurements.md."""
+kernels. See docs/measurements.md, "Memory besides weights"."""
+
+TOKEN_BYTES = 400
+"""What a tokeniser holds for each of its tokens: measured 345 to 395, of 32,000 to 262,144."""
 
 STEP_TOKENS = 512
 """The most tokens of a step: a longer prompt is read in several."""
@@ -56,9 +60,10 @@ def scratch_bytes(
 ) -> int:
     """Bytes of everything else that a model in memory holds, for steps of up to `step_tokens`.
 
-    The buffers of a step (layers/buffers.py), those of the head, the feed-forward's sums, cosines
-    and sines of n_ctx positions, norms and biases. neurons: of the widest layer, with those that
-    fill its last unit. Logits that are handed out, to be sampled from, are their owner's.
+    The buffers of a step (layers/buffers.py), those of the embedding and the head, the
+    feed-forward's sums, cosines and sines of n_ctx positions, norms and biases, the tokeniser.
+    neurons: of the widest layer, with those that fill its last unit. Logits that are handed out,
+    to be sampled from, are their owner's.
     """
     hidden = _padded(config.hidden_size)
     queries, keys = _padded(config.query_size), _padded(config.kv_size)
@@ -71,8 +76,10 @@ def scratch_bytes(
     row += 8 * len(ropes)
     head_row = hidden * (_FLOAT + fine) + _padded(config.vocab_size) * _FLOAT
     head = min(step_tokens, LOGIT_ROWS) * head_row
+    embedding = LOOKUP_SLOTS * (hidden * _FLOAT + 8 * (1 + config.learned_positions))
     turns = sum(_rope_bytes(rope, min(n_ctx, config.context_length)) for rope in ropes)
-    return int(step_tokens * row + head) + turns + _vector_bytes(config)
+    tokeniser = TOKEN_BYTES * config.vocab_size
+    return int(step_tokens * row + head) + embedding + turns + _vector_bytes(config) + tokeniser
 
 
 def _rope_bytes(rope: RopeSpec, positions: int) -> int:

@@ -164,5 +164,5 @@ def plan(
 def bytes_allowed(mem_budget: int | str, weights: int) -> int:
     """The bytes that a budget means for a model of `weights` bytes. Raises InvalidInput."""
     if isinstance(mem_budget, str):
-        return parse_size(mem_budget).resolve(weights, FIXED_BYTES)
+        return parse_size(mem_budget).resolve(weights)
     return mem_budget
