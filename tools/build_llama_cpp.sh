@@ -6,7 +6,7 @@
 # The source is the one vendored in the PyPI sdist llama-cpp-python 0.3.36 (llama.cpp 0c1e570),
 # fetched by name with pip, or the SDIST given. Cmake and ninja come from an environment of their
 # own inside DIR. Leaves in DIR/bin: llama-bench, llama-perplexity, llama-tokenize, and the helpers
-# llama_logits and llama_tokens of this directory, linked to the same library.
+# llama_logits, llama_tokens and llama_decode of this directory, linked to the same library.
 # Takes about 10 minutes on two cores and 1.5 GB of disk.
 set -euo pipefail
 
@@ -53,7 +53,7 @@ libraries=()
 for name in llama ggml ggml-cpu ggml-base; do
   libraries+=("$(find "$build" -name "lib$name.a" -print -quit)")
 done
-for helper in llama_logits llama_tokens; do
+for helper in llama_logits llama_tokens llama_decode; do
   g++ -O2 -std=c++17 -Wall -Wextra -I"$source/include" -I"$source/ggml/include" \
     "$here/$helper.cpp" -o "$dir/bin/$helper" "${libraries[@]}" -fopenmp -lpthread -ldl
 done
