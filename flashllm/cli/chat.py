@@ -74,7 +74,7 @@ def command(
             else:
                 done = print_reply(session.stream(message, **settings.sampling()), report)
                 if stats:
-                    click.echo(reply_line(done.stats, llm.mem_budget), err=True)
+                    click.echo(reply_line(done.stats), err=True)
             if session_file:
                 session.save(session_file)
 

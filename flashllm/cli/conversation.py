@@ -106,7 +106,7 @@ class Conversation:
         if done.reason in _REASONS:
             self.screen.note(_REASONS[done.reason])
         self.totals.add(done.stats)
-        self.screen.note(figures.reply_line(done.stats, self.llm.mem_budget))
+        self.screen.note(figures.reply_line(done.stats))
 
     def _retry(self) -> None:
         self._attempt += 1

@@ -13,20 +13,30 @@ if TYPE_CHECKING:
     from flashllm.llm import LLM
 
 
-def reply_line(stats: Stats, limit_bytes: int | None) -> str:
-    """One line for a reply. Every weight is in memory in this version, so every fetch hits."""
-    held, limit = stats.rss_bytes / 1e9, f"/{limit_bytes / 1e9:.2f}" if limit_bytes else ""
+def reply_line(stats: Stats) -> str:
+    """One line for a reply."""
+    limit = f"/{stats.mem_budget / 1e9:.2f}" if stats.mem_budget else ""
     parts = [
         "no first token" if stats.ttft_s is None else f"ttft {stats.ttft_s:.2f} s",
         f"{stats.prompt_tokens} tok in ({stats.cached_tokens} cached)",
         f"{stats.generated_tokens} out",
-        f"{stats.decode_tok_s:.0f} tok/s",
-        f"RAM {held:.2f}{limit} GB",
-        "hit 100%",
-        f"read {_traffic(stats.bytes_read)}",
-        f"wrote {_traffic(stats.bytes_written)}",
+        f"{speed(stats.decode_tok_s)} tok/s",
+        f"RAM {stats.private_bytes / 1e9:.2f}{limit} GB",
+        f"hit {percent(stats.hit_rate)}",
+        *([f"read {format_size(stats.weights_read_per_token)}/tok"] if _streams(stats) else []),
+        f"wrote {'?' if stats.bytes_written is None else format_size(stats.bytes_written)}",
     ]
     return " · ".join(parts)
+
+
+def speed(tok_s: float) -> str:
+    """Tokens per second, also of a model that takes seconds for one."""
+    return f"{tok_s:.0f}" if tok_s >= 9.95 else f"{tok_s:.2g}"
+
+
+def percent(share: float) -> str:
+    """A share in percent; 100% is all of it, not nearly."""
+    return "100%" if share >= 1 else f"{min(99.9, 100 * share):.3g}%"
 
 
 @dataclasses.dataclass
@@ -38,6 +48,9 @@ class Totals:
     cached_tokens: int = 0
     generated_tokens: int = 0
     decode_s: float = 0.0
+    weights_read_bytes: int = 0
+    wait_s: float = 0.0
+    compute_s: float = 0.0
     last: Stats | None = None
 
     def add(self, stats: Stats) -> None:
@@ -46,6 +59,9 @@ class Totals:
         self.prompt_tokens += stats.prompt_tokens
         self.cached_tokens += stats.cached_tokens
         self.generated_tokens += stats.generated_tokens
+        self.weights_read_bytes += stats.weights_read_bytes
+        self.wait_s += stats.wait_s
+        self.compute_s += stats.compute_s
         if stats.decode_tok_s:
             self.decode_s += stats.generated_tokens / stats.decode_tok_s
         self.last = stats
@@ -55,13 +71,17 @@ class Totals:
         if self.last is None:
             return "no reply yet"
         last = self.last
-        speed = self.generated_tokens / self.decode_s if self.decode_s else 0.0
+        rate = self.generated_tokens / self.decode_s if self.decode_s else 0.0
+        hits = f"hit {percent(last.hit_rate)} at last"
         return "\n".join(
             [
                 f"replies          {self.replies}",
                 f"tokens read      {self.prompt_tokens - self.cached_tokens}"
                 f" (and {self.cached_tokens} kept from earlier turns)",
-                f"tokens written   {self.generated_tokens}, {speed:.1f} tok/s",
+                f"tokens written   {self.generated_tokens}, {rate:.1f} tok/s",
+                f"weights          {format_size(self.weights_read_bytes)} read from disk, {hits}",
+                f"time             {self.compute_s:.1f} s computing, {self.wait_s:.1f} s waiting "
+                "for the disk",
                 f"context          {last.context_tokens} of {last.n_ctx} tokens",
                 f"last reply       prompt at {last.prefill_tok_s:.0f} tok/s, reply at "
                 f"{last.decode_tok_s:.1f} tok/s, seed {last.seed}",
@@ -85,11 +105,10 @@ def model_lines(llm: LLM) -> str:
 
 
 def memory_lines(llm: LLM) -> str:
-    """What memory holds. Private and file-backed memory apart: the system may drop the latter."""
-    held, shared, limit = machine.rss(), machine.file_backed_rss(), llm.mem_budget
-    split = f", of which {format_size(shared)} file-backed" if shared is not None else ""
+    """What memory holds. The limit is for private memory: the system may drop what is of files."""
+    limit = llm.mem_budget
     rows = [
-        ("held now", f"{format_size(held)}{split}"),
+        ("held now", f"{format_size(machine.rss())}, {format_size(machine.private_rss())} private"),
         ("held at most", format_size(machine.peak_rss())),
         ("limit", format_size(limit) if limit else "none"),
         ("weights", format_size(llm.weight_bytes)),
@@ -98,5 +117,5 @@ def memory_lines(llm: LLM) -> str:
     return "\n".join(f"{label:<16} {text}" for label, text in rows)
 
 
-def _traffic(count: int | None) -> str:
-    return "?" if count is None else format_size(count)
+def _streams(stats: Stats) -> bool:
+    return stats.hit_rate < 1 or stats.weights_read_bytes > 0

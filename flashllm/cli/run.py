@@ -76,7 +76,7 @@ def command(
             else:
                 end = print_reply(reply, report)
                 if stats:
-                    click.echo(reply_line(end.stats, llm.mem_budget), err=True)
+                    click.echo(reply_line(end.stats), err=True)
             if session_file:
                 session.save(session_file)
 

@@ -16,9 +16,16 @@ class Stats:
     there was no token. prompt_tokens: length of the prompt, of which cached_tokens were still in
     the KV cache. generated_tokens: tokens sampled. prefill_tok_s, decode_tok_s: tokens per second
     of reading the prompt and of generating, 0.0 where there was nothing to time. context_tokens:
-    tokens now in the KV cache, of n_ctx. rss_bytes: memory of the whole process. bytes_read,
-    bytes_written: the process's disk traffic during the reply, None where the system does not
-    count it. seed: gives the same reply again.
+    tokens now in the KV cache, of n_ctx. seed: gives the same reply again.
+
+    weights_read_bytes: read from flash for the prompt and the reply, of which
+    weights_read_per_token for each token but the first, on average. hit_rate: the share of the
+    weights used that were in memory already, 1.0 where all stay there. wait_s: seconds that steps
+    waited for those reads. compute_s: seconds that they took otherwise.
+
+    rss_bytes: memory of the whole process, of which the system could drop all but private_bytes.
+    mem_budget: bytes that those may be, None for no limit. bytes_read, bytes_written: the process's
+    disk traffic during the reply, None where the system does not count it.
     """
 
     ttft_s: float | None
@@ -29,10 +36,17 @@ class Stats:
     decode_tok_s: float
     context_tokens: int
     n_ctx: int
+    seed: int
+    weights_read_bytes: int
+    weights_read_per_token: float
+    hit_rate: float
+    wait_s: float
+    compute_s: float
     rss_bytes: int
+    private_bytes: int
+    mem_budget: int | None
     bytes_read: int | None
     bytes_written: int | None
-    seed: int
 
 
 @dataclasses.dataclass(frozen=True)

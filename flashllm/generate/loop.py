@@ -35,7 +35,21 @@ class KVSequence(Protocol):
     def close(self) -> None: ...
 
 
-class Decoder(Protocol):
+class Stepper(Protocol):
+    """What makes steps: a model, or who counts what its steps cost."""
+
+    def step(
+        self,
+        sequence: Any,
+        tokens: Any,
+        /,
+        *,
+        logits: Literal["last", "all", "none"],
+        on_layer: OnLayer | None = None,
+    ) -> npt.NDArray[np.float32]: ...
+
+
+class Decoder(Stepper, Protocol):
     """What generation needs of a model: flashllm.model.decoder.Decoder, or a test's stand-in."""
 
     @property
@@ -55,15 +69,6 @@ class Decoder(Protocol):
     @property
     def kv_dtype(self) -> KVDtype: ...
     def new_sequence(self, n_ctx: int, /) -> KVSequence: ...
-    def step(
-        self,
-        sequence: Any,
-        tokens: Any,
-        /,
-        *,
-        logits: Literal["last", "all", "none"],
-        on_layer: OnLayer | None = None,
-    ) -> npt.NDArray[np.float32]: ...
     def fit(
         self, budget: int | None, *, kv: int, taken: int, on_progress: Callable[[int, int], None]
     ) -> None: ...
@@ -71,7 +76,7 @@ class Decoder(Protocol):
 
 
 def generate_ids(
-    decoder: Decoder,
+    decoder: Stepper,
     sequence: KVSequence,
     prompt: Sequence[int],
     sampler: Sampler,

@@ -157,7 +157,7 @@ class SessionState:
         self, prompt: list[int], call: Call, words: StreamDecoder
     ) -> Generator[Event, None, None]:
         cached = self._rewind(prompt)
-        meter = Meter(call.started, len(prompt), cached)
+        meter = Meter(self.model.decoder, call.started, len(prompt), cached)
         sampler = Sampler(call.params, prompt)
 
         def on_prefill(done: int, total: int) -> None:
@@ -169,7 +169,7 @@ class SessionState:
             self._submitted.append(token)
 
         ids = generate_ids(
-            self.model.decoder,
+            meter,
             self.sequence,
             prompt[cached:],
             sampler,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flashllm.cli import figures
 from flashllm.cli.commands import COMMANDS, Command, Composer, Message
 from flashllm.cli.conversation import Conversation
 from flashllm.cli.options import SamplingOptions
@@ -26,10 +28,28 @@ STATS = Stats(
     decode_tok_s=142.4,
     context_tokens=543,
     n_ctx=8192,
-    rss_bytes=310_000_000,
+    seed=7,
+    weights_read_bytes=0,
+    weights_read_per_token=0.0,
+    hit_rate=1.0,
+    wait_s=0.0,
+    compute_s=0.3,
+    rss_bytes=400_000_000,
+    private_bytes=310_000_000,
+    mem_budget=6_000_000_000,
     bytes_read=0,
     bytes_written=0,
-    seed=7,
+)
+STREAMED = dataclasses.replace(
+    STATS,
+    decode_tok_s=0.8149,
+    weights_read_bytes=31 * 1_900_000_000,
+    weights_read_per_token=1.9e9,
+    hit_rate=0.51234,
+    wait_s=21.3,
+    compute_s=11.9,
+    mem_budget=None,
+    bytes_written=None,
 )
 
 
@@ -150,9 +170,18 @@ def test_a_reply_streams_and_ends_with_its_cost(chat: Fixture) -> None:
     assert chat.screen.shown == ["[1/2]", "Hel", "lo", "|"]
     assert chat.screen.notes == [
         "ttft 0.21 s · 512 tok in (480 cached) · 31 out · 142 tok/s · RAM 0.31/6.00 GB · hit 100%"
-        " · read 0 B · wrote 0 B"
+        " · wrote 0 B"
     ]
     assert chat.session.asked == [("Hi", {"temperature": 0.2, "seed": 5})]
+
+
+def test_the_cost_tells_what_was_streamed() -> None:
+    assert figures.reply_line(STREAMED) == (
+        "ttft 0.21 s · 512 tok in (480 cached) · 31 out · 0.81 tok/s · RAM 0.31 GB · hit 51.2%"
+        " · read 1.9 GB/tok · wrote ?"
+    )
+    nearly = dataclasses.replace(STREAMED, hit_rate=0.99999, weights_read_per_token=40_000.0)
+    assert "hit 99.9% · read 40 kB/tok" in figures.reply_line(nearly)
 
 
 def test_ctrl_c_keeps_what_came_and_says_so() -> None:
@@ -258,9 +287,19 @@ def test_stats_and_mem_and_show(chat: Fixture) -> None:
     stats, memory, shown = chat.screen.notes[-3:]
     assert "replies          2" in stats
     assert "62" in stats
+    assert "0 B read from disk, hit 100%" in stats
+    assert "0.6 s computing, 0.0 s waiting" in stats
     assert "96.6 MB" in memory
     assert "6 GB" in memory
     assert "straw" in shown
+
+
+def test_stats_sum_what_every_reply_read_and_waited_for(chat: Fixture) -> None:
+    for stats in (STREAMED, STREAMED, STATS):
+        chat.conversation.totals.add(stats)
+    told = chat.conversation.totals.describe()
+    assert "118 GB read from disk, hit 100% at last" in told
+    assert "24.1 s computing, 42.6 s waiting for the disk" in told
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import fake_decoder
 import pytest
 from fake_decoder import FakeDecoder
 
+from flashllm.cache.units import Traffic
 from flashllm.errors import Cancelled, ContextFull, CorruptModel, EngineError, InvalidInput
 from flashllm.generate.events import Done, Prefill, Token
 from flashllm.generate.sampling import SamplingParams
@@ -234,6 +236,34 @@ def test_stats_add_up() -> None:
     assert stats.rss_bytes > 1_000_000
     none = hear(new_state(FakeDecoder(ends=1.0))[0], "hello").done.stats
     assert (none.ttft_s, none.generated_tokens, none.decode_tok_s) == (None, 0, 0.0)
+
+
+def test_stats_tell_what_the_weights_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        "flashllm.generate.meter.time", SimpleNamespace(perf_counter=lambda: clock.now)
+    )
+
+    def layer(count: int) -> None:
+        clock.now += 0.5
+        t = decoder.traffic
+        decoder.traffic = Traffic(t.used_bytes + 100, t.read_bytes + 40, t.wait_s + 0.125)
+
+    decoder = FakeDecoder(ends=0.0)
+    decoder.before_layer, decoder.budget = layer, 5_000_000
+    decoder.traffic = Traffic(7_000, 7_000, 70.0)  # of earlier replies
+    state, _ = new_state(decoder)
+    stats = hear(state, "hello", max_tokens=5).done.stats
+    layers = decoder.layers_run
+    assert layers > 4 * fake_decoder.LAYERS
+    assert stats.weights_read_bytes == 40 * layers
+    assert stats.weights_read_per_token == 40 * fake_decoder.LAYERS
+    assert stats.hit_rate == pytest.approx(0.6)
+    assert stats.wait_s == pytest.approx(0.125 * layers)
+    assert stats.compute_s == pytest.approx(0.375 * layers)
+    assert stats.decode_tok_s == pytest.approx(1 / (0.5 * fake_decoder.LAYERS))
+    assert stats.mem_budget == 5_000_000
+    assert 0 < stats.private_bytes <= stats.rss_bytes + (64 << 20)
 
 
 def test_memory_is_taken_with_the_first_reply_and_given_back() -> None:
