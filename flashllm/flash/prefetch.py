@@ -139,4 +139,3 @@ def _work(tasks: queue.SimpleQueue[Pending | None]) -> None:
     """Run what is queued until told to end."""
     while (pending := tasks.get()) is not None:
         pending.run()
-        del pending  # an idle thread must not keep the last buffer alive

@@ -17,13 +17,11 @@ def is_cached(path: Path) -> bool:
 
     No where the file system cannot tell. Raises OSError if the file cannot be opened.
 
-    Linux answers at once that it does not have a page, but then fetches it. So the pages are
-    others each time, or a second look would find what the first one left; and the system is told
-    not to read ahead, or 32 pages would become 32 times 8 MiB.
+    Linux answers at once that it does not have a page, but then fetches it (6.18: that page and
+    no more). So the pages are others each time, or later looks would find what earlier ones left.
     """
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         pages = ceil_div(os.fstat(fd).st_size, ALIGNMENT)
         looks = min(PAGES, pages)
         missing = 0
