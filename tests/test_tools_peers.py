@@ -303,6 +303,8 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     flags = ["--flash", tmp_path / "m", "--caps", "60x", "--rounds", 1, "--tokens", 4]
     done = tool("compare_peers.py", *flags, "--json", found)
+    if "no direct reads here" in done.stderr:
+        pytest.skip("needs a file system with direct reads")
     assert not done.returncode, done.stderr
     assert cells(done.stdout, "flashllm")["kills"] == "0"
     (run,) = json.loads(found.read_text())["runs"]

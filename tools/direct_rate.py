@@ -38,12 +38,17 @@ def direct_rate(path: Path, seconds: float = SECONDS) -> float:
     """Bytes per second of direct reads of BLOCK in order from a random place, AT_ONCE at a time.
 
     At the end of the file it begins again. Raises SystemExit for a file of less than a block, and
-    OSError where the file system has no direct reads.
+    where the file system has no direct reads.
     """
     blocks = path.stat().st_size // BLOCK
     if not blocks:
         raise SystemExit(f"{path} is too small to measure a disk with: give at least {BLOCK} bytes")
-    file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError as error:
+        raise SystemExit(
+            f"{path}: no direct reads here ({error.strerror}); use another disk"
+        ) from None
     lock = threading.Lock()
     at = random.randrange(blocks)
     start = time.perf_counter()
