@@ -302,6 +302,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     assert not tool("make_synthetic.py", "tiny", tmp_path / "m", *options).returncode
     found = tmp_path / "found.json"
     flags = ["--flash", tmp_path / "m", "--caps", "60x", "--rounds", 1, "--tokens", 4]
+    flags += ["--disk-seconds", 0.1]
     done = tool("compare_peers.py", *flags, "--json", found)
     if "no direct reads here" in done.stderr:
         pytest.skip("needs a file system with direct reads")

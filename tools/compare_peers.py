@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from decode_events import Event
-from direct_rate import direct_rate
+from direct_rate import SECONDS, direct_rate
 from loop_disk import loop_disk, read_ahead_kb
 from peer_contenders import Contender, cap_bytes, contenders
 from peer_run import DROPPED, Run, run_contender
@@ -98,6 +98,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--time-limit", type=float, default=300, help="seconds of a run")
     parser.add_argument(
         "--in-memory", action="store_true", help="also flashllm without a cap: what computing takes"
+    )
+    parser.add_argument(
+        "--disk-seconds", type=float, default=SECONDS, help="to measure the disk, before and after"
     )
     parser.add_argument("--only", nargs="+", default=["*"], help="names, such as 'llama-mmap-*'")
     parser.add_argument("--loop-folder", type=Path, help="for the loop disk (default: by --flash)")
@@ -172,7 +175,7 @@ def series(
         label = f"{name} at {task.share:g}x, round {task.round + 1} of {options.rounds}"
         say(f"{label}: {len(tasks) + 1} to do{eta([task, *tasks], took)}")
         start = time.perf_counter()
-        run = measured(task, places[task.contender.model], cap, tokens, options.time_limit)
+        run = measured(options, task, places[task.contender.model], cap, tokens)
         took.setdefault(name, []).append(time.perf_counter() - start)
         say(f"{label}: {told(run)}")
         if not run.steady:
@@ -180,7 +183,9 @@ def series(
         yield run
 
 
-def measured(task: Task, model: Path, cap: int, tokens: list[int], time_limit: float) -> Run:
+def measured(
+    options: argparse.Namespace, task: Task, model: Path, cap: int, tokens: list[int]
+) -> Run:
     """The run, with what the disk was like around it."""
     largest = model
     if model.is_dir():
@@ -193,9 +198,11 @@ def measured(task: Task, model: Path, cap: int, tokens: list[int], time_limit: f
         if sys.stderr.isatty():
             print(f"  {at} of {len(tokens)} tokens", end="\r", file=sys.stderr)
 
-    before = direct_rate(largest)
-    run = run_contender(task.contender, model, task.share, cap, tokens, time_limit, on_event)
-    run.disk_bytes_per_s = statistics.fmean([before, direct_rate(largest)])
+    before = direct_rate(largest, options.disk_seconds)
+    limit = options.time_limit
+    run = run_contender(task.contender, model, task.share, cap, tokens, limit, on_event)
+    after = direct_rate(largest, options.disk_seconds)
+    run.disk_bytes_per_s = statistics.fmean([before, after])
     run.read_ahead_kb = read_ahead_kb(largest)
     run.round = task.round
     return run
