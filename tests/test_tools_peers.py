@@ -38,29 +38,17 @@ def tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 def a_run(name: str, seconds: list[float], **other: Any) -> Run:
     """A run whose tokens took `seconds`: 4 GB of weights under 2.2 GB, from a disk of 1 GB/s."""
-    memory = {"peak_bytes": 2 * GB, "peak_anonymous_bytes": GB, "kills": 0}
-    engine = "flashllm" if name.startswith("flashllm") else "llama.cpp"
-    tokens = [Event("token", each, 3 * GB, 0) for each in seconds]
-    known = {
+    known: dict[str, Any] = {
+        "engine": "flashllm" if name.startswith("flashllm") else "llama.cpp",
         "cap_bytes": 2_200_000_000,
-        "outcome": "ok",
         "note": "",
         "loaded": Event("loaded", 5.0, GB, 0),
-        "memory": memory,
+        "tokens": [Event("token", each, 3 * GB, 0) for each in seconds],
+        "memory": {"peak_bytes": 2 * GB, "peak_anonymous_bytes": GB, "kills": 0},
         "disk_bytes_per_s": 1e9,
-        **other,
+        **dict.fromkeys(("weight_bytes", "scanned_bytes"), 4 * GB),
     }
-    return Run(
-        contender=name,
-        engine=engine,
-        share=0.5,
-        read_ahead_kb=128,
-        weight_bytes=4 * GB,
-        scanned_bytes=4 * GB,
-        command=[],
-        tokens=tokens,
-        **known,
-    )
+    return Run(name, share=0.5, read_ahead_kb=128, command=[], outcome="", **(known | other))
 
 
 def cells(text: str, name: str) -> dict[str, str]:
@@ -108,8 +96,7 @@ def test_ratios_are_of_the_same_round_and_the_best_is_named() -> None:
 def test_a_contender_without_steady_tokens_has_a_row_too() -> None:
     memory = {"peak_bytes": 2 * GB, "peak_anonymous_bytes": 2 * GB, "kills": 1}
     note = "killed for memory while loading, 4 s"
-    run = a_run("llama-direct", [], loaded=None, memory=memory, note=note)
-    text = peer_table.tables([run])
+    text = peer_table.tables([a_run("llama-direct", [], loaded=None, memory=memory, note=note)])
     row = cells(text, "llama-direct")
     assert (row["s/token"], row["kills"], row["peak GB"]) == ("-", "1", "2.00")
     assert note in text
@@ -148,12 +135,13 @@ def test_events_are_read_back(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_weights_and_commands_of_every_contender(tmp_path: Path) -> None:
-    for name, kind in (("hf", "hf"), ("flash", "flash"), ("x.gguf", "gguf")):
-        model = "tiny-opt" if kind == "hf" else "tiny"
-        options = [] if kind == "hf" else ["--dtype", "q4", "--pure"]
-        assert not tool(
-            "make_synthetic.py", model, tmp_path / name, "--format", kind, *options
-        ).returncode
+    q4 = ("--dtype", "q4", "--pure", "--format")
+    for model, name, *options in (
+        ("tiny-opt", "hf"),
+        ("tiny", "flash", *q4, "flash"),
+        ("tiny", "x.gguf", *q4, "gguf"),
+    ):
+        assert not tool("make_synthetic.py", model, tmp_path / name, *options).returncode
     found = [
         *peer_contenders.ours(tmp_path / "flash", 2, True),
         *peer_contenders.llama_cpp(tmp_path / "x.gguf", Path("llama_decode"), 2),
@@ -188,8 +176,7 @@ def test_a_cast_checkpoint_is_the_same_in_bfloat16(tmp_path: Path) -> None:
     data = (tmp_path / "out" / "m.safetensors").read_bytes()
     begin = 8 + int.from_bytes(data[:8], "little")
     assert json.loads(data[8:begin])["a"]["dtype"] == "BF16"
-    expected = values.astype(ml_dtypes.bfloat16)
-    assert data[begin:] == expected.tobytes()
+    assert data[begin:] == values.astype(ml_dtypes.bfloat16).tobytes()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
@@ -219,7 +206,6 @@ def test_version_2_files_are_read_as_the_kernel_documents_them(
     monkeypatch.setattr(Path, "mkdir", as_the_kernel_does)
     group = memory_group.Version2()
     assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory"
-    assert group.limit_bytes() is None
     group.limit(1 << 30)
     assert ((made / "memory.max").read_text(), group.limit_bytes()) == (str(1 << 30), 1 << 30)
     assert (made / "memory.swap.max").read_text() == "0"
