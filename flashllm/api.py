@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack
 
+from flashllm import machine, read_speed_file
 from flashllm.convert import convert as convert_checkpoint
 from flashllm.convert.planning import plan_checkpoint, plan_model, plan_shape
 from flashllm.generate.opening import Progress
@@ -20,8 +21,9 @@ from flashllm.hub.shapes import config_of
 from flashllm.hub.workshop import Workshop
 from flashllm.llm import LLM
 from flashllm.model.memory import KVDtype
-from flashllm.model.options import LoadArguments
+from flashllm.model.options import LoadArguments, LoadOptions
 from flashllm.model.plan import Plan
+from flashllm.read_speed import ReadSpeed
 
 Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 
@@ -48,64 +50,74 @@ def load(
     return LLM.open(folder, on_progress=on_progress, **options)
 
 
+def stored_speed(folder: Path) -> ReadSpeed | None:
+    """What was measured of this computer with the disk under `folder`; None if nothing was."""
+    return read_speed_file.load(read_speed_file.file_for(folder))
+
+
 def plan(
     model: str | Path,
     *,
-    mem_budget: int | str | None = None,
+    mem_budget: int | str = "auto",
     n_ctx: int | None = None,
     kv_dtype: KVDtype = "f16",
+    threads: int | None = None,
     dtype: Dtype = "keep",
+    speed_at: Callable[[Path], ReadSpeed | None] = stored_speed,
 ) -> Plan:
-    """Whether a model fits `mem_budget` with n_ctx tokens of context, from headers alone.
+    """Whether a model fits `mem_budget` with n_ctx tokens of context, and how fast it would run.
 
-    model: what `load` takes; a known model's name (with :quant, if it is to be another), of which
-    nothing needs to be on this computer; or owner/name[:quant], whose headers are read on the hub.
-    kv_dtype: what keys and values are to be kept in. dtype: what a checkpoint or a known model is
-    to be converted to.
-    mem_budget: bytes, or text such as "6GB"; by default what is free now.
+    Only headers are read. model: what `load` takes; a known model's name (with :quant, if it is to
+    be another), of which nothing needs to be on this computer; or owner/name[:quant], whose headers
+    are read on the hub. kv_dtype: what keys and values are to be kept in. dtype: what a checkpoint
+    or a known model is to be converted to. mem_budget: bytes, or text such as "6GB" or "0.5x" (of
+    the weights); by default what is free now. threads: as `load`'s.
+
+    speed_at(folder) is how fast this computer reads memory, and the disk under `folder`: by default
+    what `flashllm doctor` has measured, and a plan without a speed if it has not.
 
     Raises what opening the model raises; ModelNotFound for an unknown one; InvalidInput; for the
     hub's what `pull` raises.
     """
-    path = Path(model).expanduser()
+    options = LoadOptions(mem_budget, n_ctx, threads, kv_dtype=kv_dtype)
+    made, folder = _plan(model, options, dtype)
+    if not made.fits:
+        return made
+    if (speed := speed_at(folder)) is None:
+        return made.with_warning("no speed, because `flashllm doctor` has not measured this disk")
+    return made.with_speed(speed, threads or machine.cpu().usable_cores)
+
+
+def _plan(model: str | Path, options: LoadOptions, dtype: Dtype) -> tuple[Plan, Path]:
+    """The plan of a model, and the folder that it is or will be in."""
+    path, home = Path(model).expanduser(), store.models_dir()
     if store.is_model(path):
-        return plan_model(path, mem_budget=mem_budget, n_ctx=n_ctx, kv_dtype=kv_dtype)
+        return plan_model(path, options), path
     if is_foreign(path):
-        return plan_checkpoint(
-            path, dtype=dtype, mem_budget=mem_budget, n_ctx=n_ctx, kv_dtype=kv_dtype
-        )
+        return plan_checkpoint(path, options, dtype=dtype), home
     if stored := store.in_store(str(model)):
-        return plan_model(stored, mem_budget=mem_budget, n_ctx=n_ctx, kv_dtype=kv_dtype)
+        return plan_model(stored, options), stored
     if known := manifests.find_with_quant(str(model)):
         manifest, quant = known
-        return plan_shape(
+        made = plan_shape(
             manifest.name,
             config_of(manifest),
             manifest.quant(quant or (None if dtype == "keep" else dtype)),
+            options,
             fetched=manifest.download_bytes,
-            mem_budget=mem_budget,
-            n_ctx=n_ctx,
-            kv_dtype=kv_dtype,
         )
+        return made, home
     if (reference := parse_reference(str(model))) is None:
-        return plan_model(store.find(model))  # an error that says what there is
-    found: list[Plan] = []
+        found = store.find(model)  # an error that says what there is
+        return plan_model(found, options), found
+    plans: list[Plan] = []
 
     def plan_view(source: Path, dtype: str, fetched: int) -> Plan:
-        found.append(
-            plan_checkpoint(
-                source,
-                dtype=dtype,
-                fetched=fetched,
-                mem_budget=mem_budget,
-                n_ctx=n_ctx,
-                kv_dtype=kv_dtype,
-            )
-        )
-        return found[-1]
+        plans.append(plan_checkpoint(source, options, dtype=dtype, fetched=fetched))
+        return plans[-1]
 
     HubPull(reference, Workshop(convert_checkpoint, plan_view), offline=is_offline()).plan()
-    return dataclasses.replace(found[-1], name=str(reference))
+    return dataclasses.replace(plans[-1], name=str(reference)), home
 
 
 def pull(
@@ -173,7 +185,9 @@ def convert(
 def _workshop(on_progress: Progress | None, on_message: Callable[[str], None] | None) -> Workshop:
     return Workshop(
         convert_checkpoint,
-        lambda source, dtype, fetched: plan_checkpoint(source, dtype=dtype, fetched=fetched),
+        lambda source, dtype, fetched: plan_checkpoint(
+            source, LoadOptions(), dtype=dtype, fetched=fetched
+        ),
         on_progress or (lambda done, total: None),
         on_message or (lambda text: None),
     )

@@ -24,20 +24,26 @@ PROCESS_STATUS = Path("/proc/self/status")
 
 # cgroup v1 writes "no limit" as the largest multiple of a page in 63 bits.
 _NO_LIMIT = 1 << 60
+_V1_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of memory: of the machine, free for new use now, and the container's limit if any."""
+    """Bytes of memory: of the machine, free for new use now, and of its container, if limited.
+
+    cgroup_free: what the container may still take, what it holds of files counted as free.
+    """
 
     total: int
     available: int
     cgroup_limit: int | None
+    cgroup_free: int | None = None
 
     @property
     def usable(self) -> int:
-        """The most that this process may hope to hold now."""
-        return min(self.available, self.cgroup_limit or self.available)
+        """The most that this process may hope to take now."""
+        limits = (self.available, self.cgroup_limit, self.cgroup_free)
+        return min(limit for limit in limits if limit is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +70,25 @@ def memory(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> Me
     """This machine's memory. `root` and `membership` are where Linux shows control groups."""
     system = psutil.virtual_memory()
     limit = cgroup_memory_limit(root, membership)
-    return Memory(int(system.total), int(system.available), limit)
+    return Memory(
+        int(system.total), int(system.available), limit, cgroup_memory_free(root, membership)
+    )
+
+
+def auto_budget(memory: Memory, held: int) -> int:
+    """The bytes that this process may use if it leaves other programs room: at least 1.
+
+    held: what it holds already, without what the system can drop. Of the machine 5 % stay free,
+    at least 256 MB: other programs grow, and a system that is out of memory drops the code of
+    those that run before it ends one. Of a container 2 % and 16 MB, for the kernel's memory that
+    counts as the container's: page tables alone are 0.2 %.
+    """
+    room = memory.available - max(256_000_000, memory.total // 20)
+    if memory.cgroup_limit is not None:
+        kernel = 16_000_000 + memory.cgroup_limit // 50
+        free = memory.cgroup_limit - held if memory.cgroup_free is None else memory.cgroup_free
+        room = min(room, free - kernel, memory.cgroup_limit - held - kernel)
+    return max(1, held + room)
 
 
 def cgroup_memory_limit(
@@ -77,6 +101,30 @@ def cgroup_memory_limit(
         if text.isdigit() and int(text) < _NO_LIMIT:
             limits.append(int(text))
     return min(limits, default=None)
+
+
+def cgroup_memory_free(
+    root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP
+) -> int | None:
+    """What the control groups above this process leave it to take, in bytes; None: no limit.
+
+    Files in the page cache count as free: they are dropped before a limit ends anything.
+    """
+    found = []
+    for folder, version in _cgroup_folders("memory", root, membership):
+        names = ("memory.max", "memory.current") if version == 2 else _V1_MEMORY
+        limit, used = (_read(folder / name) for name in names)
+        if limit.isdigit() and used.isdigit() and int(limit) < _NO_LIMIT:
+            statistics = dict(
+                line.split()[:2]
+                for line in _read(folder / "memory.stat").splitlines()
+                if len(line.split()) == 2
+            )
+            prefix = "" if version == 2 else "total_"
+            files = [statistics.get(f"{prefix}{kind}_file", "") for kind in ("active", "inactive")]
+            dropped = sum(int(count) for count in files if count.isdigit())
+            found.append(max(0, int(limit) - max(0, int(used) - dropped)))
+    return min(found, default=None)
 
 
 def cgroup_cpu_quota(

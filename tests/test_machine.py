@@ -140,6 +140,56 @@ def test_memory_without_a_file_is_private_whoever_might_share_it(tmp_path: Path)
     assert machine.file_backed_rss(tmp_path / "missing") is None
 
 
+GB = 10**9
+
+
+def test_what_a_container_leaves(tmp_path: Path) -> None:
+    """Files in the page cache count as free, and the group above counts as well."""
+    fs, membership = tmp_path / "fs", put(tmp_path / "self", "0::/a/b\n")
+    put(fs / "a/memory.max", "3000")
+    put(fs / "a/memory.current", "2000")
+    put(fs / "a/b/memory.max", "2500")
+    put(fs / "a/b/memory.current", "2000")
+    assert machine.cgroup_memory_free(fs, membership) == 500
+    stat = "anon 900\nfile 900\nactive_file 400\ninactive_file 300\nslab\nactive_file_x y\n"
+    put(fs / "a/b/memory.stat", stat)
+    assert machine.cgroup_memory_free(fs, membership) == 1000
+    put(fs / "a/memory.stat", stat)
+    assert machine.cgroup_memory_free(fs, membership) == 1200
+    put(fs / "a/memory.current", "9999")
+    assert machine.cgroup_memory_free(fs, membership) == 0
+    assert machine.memory(fs, membership).usable == 0
+    put(fs / "a/memory.max", "max")
+    put(fs / "a/b/memory.current", "nonsense")
+    assert machine.cgroup_memory_free(fs, membership) is None
+
+
+def test_what_a_v1_container_leaves(tmp_path: Path) -> None:
+    fs, membership = tmp_path / "fs", put(tmp_path / "self", "4:memory:/x\n")
+    put(fs / "memory/memory.limit_in_bytes", "9223372036854771712")
+    put(fs / "memory/memory.usage_in_bytes", "1")
+    put(fs / "memory/x/memory.limit_in_bytes", "1000")
+    put(fs / "memory/x/memory.usage_in_bytes", "900")
+    put(fs / "memory/x/memory.stat", "active_file 5\ntotal_active_file 100\ntotal_inactive_file 50")
+    assert machine.cgroup_memory_free(fs, membership) == 250
+
+
+def test_a_budget_that_leaves_others_room() -> None:
+    free = machine.Memory(total=16 * GB, available=10 * GB, cgroup_limit=None)
+    assert machine.auto_budget(free, GB) == GB + 10 * GB - 16 * GB // 20
+    small = machine.Memory(total=2 * GB, available=GB, cgroup_limit=None)
+    assert machine.auto_budget(small, 0) == GB - 256_000_000
+    full = machine.Memory(total=16 * GB, available=0, cgroup_limit=None)
+    assert machine.auto_budget(full, GB) == GB - 16 * GB // 20
+    assert machine.auto_budget(full, 0) == 1
+    limited = machine.Memory(16 * GB, 10 * GB, cgroup_limit=4 * GB, cgroup_free=3 * GB)
+    kernel = 16_000_000 + 80_000_000
+    assert machine.auto_budget(limited, GB // 2) == 3 * GB + GB // 2 - kernel
+    assert machine.auto_budget(limited, 2 * GB) == 4 * GB - kernel  # never above the limit
+    unknown = machine.Memory(16 * GB, 10 * GB, cgroup_limit=4 * GB)
+    assert machine.auto_budget(unknown, GB) == 4 * GB - kernel
+
+
 def test_peak_memory_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=123))
     monkeypatch.setattr(psutil, "Process", lambda: process)

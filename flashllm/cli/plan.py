@@ -1,19 +1,23 @@
-"""flashllm plan: whether a model fits, from headers alone."""
+"""flashllm plan: whether a model fits and how fast it runs, from headers alone."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from flashllm.cli import measuring
 from flashllm.cli.options import check_size, json_option, model_argument
+from flashllm.cli.report import Report
 from flashllm.errors import OutOfBudget
 from flashllm.sizes import format_size
 
 if TYPE_CHECKING:
-    from flashllm.model.plan import KVDtype, Plan
+    from flashllm.model.memory import KVDtype
+    from flashllm.model.plan import Plan
 
 Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 
@@ -25,8 +29,8 @@ Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
     callback=check_size,
     default="auto",
     metavar="SIZE|auto",
-    help="Memory that the whole process may use, such as 6GB, 512MiB or 1.5x (of the model). "
-    "[default: auto, what is free]",
+    help="Memory that the whole process may use, such as 6GB, 512MiB or 0.5x (of the model, and "
+    "0.2 GB). [default: auto, what is free]",
 )
 @click.option(
     "-c",
@@ -47,23 +51,44 @@ Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
     default="f16",
     help="What to keep keys and values of the context in. [default: f16]",
 )
+@click.option(
+    "-t",
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Compute threads that the speed is for. [default: one for each physical core]",
+)
 @json_option
 def command(
     model: str,
-    mem: str | None,
+    mem: str,
     ctx_size: int | None,
     dtype: Dtype,
     kv_dtype: KVDtype,
+    threads: int | None,
     as_json: bool,
 ) -> int:
-    """Say what MODEL needs of disk and memory, and whether it fits.
+    """Say what MODEL needs of disk and memory, whether it fits, and how fast it would run.
 
     MODEL is a name in the store or of a known model, a GGUF file, or a folder. Only headers are
     read; a known model need not be here. Exits with code 6 if the model does not fit.
+
+    The speed is worked out from that of this computer's memory and disk, which is measured once, in
+    some 10 s, unless for --json (see flashllm doctor).
     """
     from flashllm import api
 
-    plan = api.plan(model, mem_budget=mem, n_ctx=ctx_size, kv_dtype=kv_dtype, dtype=dtype)
+    with Report(quiet=as_json) as report:
+        # Scripts that want JSON are not made to wait for a measurement.
+        measure = functools.partial(measuring.read_speed, report=report)
+        plan = api.plan(
+            model,
+            mem_budget=mem,
+            n_ctx=ctx_size,
+            kv_dtype=kv_dtype,
+            threads=threads,
+            dtype=dtype,
+            speed_at=api.stored_speed if as_json else measure,
+        )
     if as_json:
         click.echo(json.dumps(facts(plan)))
     else:
@@ -75,23 +100,32 @@ def command(
 
 def facts(plan: Plan) -> dict[str, object]:
     """The plan as --json prints it. Sizes in bytes."""
-    derived = ("total_bytes", "smallest_budget", "fits", "largest_context", "verdict")
+    derived = ("resident_bytes", "total_bytes", "fits", "verdict")
     return dataclasses.asdict(plan) | {name: getattr(plan, name) for name in derived}
 
 
 def describe(plan: Plan) -> list[tuple[str, str]]:
     """(label, text) of each fact but the verdict, for human eyes."""
     disk = f"{format_size(plan.disk_bytes)} needed, to get and convert it; then "
+    ring = f", {format_size(plan.ring_bytes)} for the rest to pass through"
     rows = [
         ("model", f"{plan.name}, {plan.family} family"),
         ("weights", f"{format_size(plan.weight_bytes)} of {' and '.join(plan.dtypes)}"),
         ("disk", (disk if plan.disk_bytes else "") + f"{format_size(plan.stored_bytes)} kept"),
+        ("memory", f"{format_size(plan.total_bytes)} of the {format_size(plan.budget)} allowed"),
+        ("", f"{format_size(plan.overhead_bytes)} flashllm itself"),
+        ("", f"{format_size(plan.kv_bytes)} {plan.n_ctx} tokens of context in {plan.kv_dtype}"),
+        ("", f"{format_size(plan.scratch_bytes)} buffers and the tokeniser"),
         (
-            "memory",
-            f"{format_size(plan.total_bytes)}: {format_size(plan.resident_bytes)} weights, "
-            f"{format_size(plan.kv_bytes)} for {plan.n_ctx} tokens of context in {plan.kv_dtype}, "
-            f"{format_size(plan.overhead_bytes)} for flashllm itself",
+            "",
+            f"{format_size(plan.pinned_bytes)} weights that stay" + (ring if plan.streams else ""),
         ),
-        ("allowed", format_size(plan.budget)),
+        ("at least", f"{format_size(plan.smallest_budget)} of memory"),
     ]
+    if plan.streams:
+        streamed = f"{format_size(plan.streamed_bytes)} read from disk for each token"
+        rows.append(("streamed", f"{streamed}, of {format_size(plan.used_bytes)} used"))
+    if plan.tok_s:
+        least, most = plan.tok_s
+        rows.append(("speed", f"{least:.3g} to {most:.3g} tok/s, as a reply begins"))
     return rows + [("note", warning) for warning in plan.warnings]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flashllm import machine
@@ -13,86 +13,67 @@ from flashllm.convert.gguf_blocks import KEPT, wider
 from flashllm.convert.plan import plan_groups
 from flashllm.convert.source import understand
 from flashllm.errors import UnsupportedModel
-from flashllm.flash.format import read_model
-from flashllm.flash.parts import MatrixPart, Part
+from flashllm.flash.format import read_model, unit_offsets
+from flashllm.flash.parts import FFNPart, MatrixPart, Part
 from flashllm.flash.units_file import GroupPlan, units_bytes
 from flashllm.formats.checkpoint import Checkpoint
 from flashllm.formats.opening import open_checkpoint
 from flashllm.model.config import ModelConfig
-from flashllm.model.plan import KVDtype, Plan, Sizes
+from flashllm.model.options import LoadOptions
+from flashllm.model.plan import Needs, Plan, Sizes
 from flashllm.model.plan import plan as plan_sizes
 from flashllm.model.roles import roles
+from flashllm.model.scan import scan_of
 
 _DOCUMENTS = 1 << 20  # manifest and tokeniser, of which nothing is known before the conversion
-_WEIGHT_SUFFIX = ".safetensors"
 
 
 def plan_checkpoint(
     source: Checkpoint | Path,
+    options: LoadOptions,
     *,
     dtype: str = "keep",
     codec: str = "tile",
     fetched: int = 0,
-    mem_budget: int | str | None = None,
-    n_ctx: int | None = None,
-    kv_dtype: KVDtype = "f16",
 ) -> Plan:
     """The plan of a foreign checkpoint once it is converted with this dtype and codec.
 
     The bytes of weights are exactly those that the conversion writes. fetched: bytes that must be
-    downloaded first. mem_budget: None is what is free now. Raises what opening and understanding
-    a checkpoint raise, and InvalidInput.
+    downloaded first. Raises what opening and understanding a checkpoint raise, and InvalidInput.
     """
     checkpoint = open_checkpoint(source) if isinstance(source, Path) else source
     understood = understand(checkpoint)
     dtypes = matrix_dtypes(understood, dtype, codec)
-    return _plan(
+    return _plan_conversion(
         checkpoint.path.stem if checkpoint.kind == "gguf" else checkpoint.path.absolute().name,
         understood.config,
         plan_groups(understood.config, dtypes, codec),
+        options,
         documents=_DOCUMENTS + _document_bytes(checkpoint),
         fetched=fetched,
-        mem_budget=mem_budget,
-        n_ctx=n_ctx,
-        kv_dtype=kv_dtype,
     )
 
 
-def plan_model(
-    folder: Path,
-    *,
-    mem_budget: int | str | None = None,
-    n_ctx: int | None = None,
-    kv_dtype: KVDtype = "f16",
-) -> Plan:
+def plan_model(folder: Path, options: LoadOptions) -> Plan:
     """The plan of the flash model in `folder`. Raises what opening one raises, and InvalidInput."""
     model = read_model(folder)
-    files = model.manifest.files
     sizes = Sizes(
         weights=model.unit_bytes,
-        files=sum(e.nbytes for name, e in files.items() if name.endswith(_WEIGHT_SUFFIX)),
-        stored=sum(entry.nbytes for entry in files.values()),
+        stored=sum(entry.nbytes for entry in model.manifest.files.values()),
     )
-    return plan_sizes(
-        folder.name,
-        ModelConfig.from_json(model.manifest.config),
-        sizes,
-        _dtypes(part for group in model.groups.values() for part in group.parts),
-        mem_budget=_budget(mem_budget),
-        n_ctx=n_ctx,
-        kv_dtype=kv_dtype,
-    )
+    parts = {name: group.parts for name, group in model.groups.items()}
+    offsets = {name: group.offsets.tolist() for name, group in model.groups.items()}
+    config = ModelConfig.from_json(model.manifest.config)
+    return _plan(folder.name, config, parts, offsets, sizes, options)
 
 
 def plan_shape(
     name: str,
     config: ModelConfig,
     quant: str,
+    options: LoadOptions,
     *,
     fetched: int | None = None,
-    mem_budget: int | str | None = None,
-    n_ctx: int | None = None,
-    kv_dtype: KVDtype = "f16",
 ) -> Plan:
     """The plan of a model of which nothing is here but its shape.
 
@@ -102,18 +83,15 @@ def plan_shape(
     """
     dtypes = guess_dtypes(config, quant)
     groups = plan_groups(config, dtypes, "tile")
-    guessed = "sizes are estimates until the model's headers are here"
-    return _plan(
+    made = _plan_conversion(
         name,
         config,
         groups,
+        options,
         documents=_DOCUMENTS + 40 * config.vocab_size,
         fetched=sum(int(group.lengths().sum()) for group in groups) if fetched is None else fetched,
-        mem_budget=mem_budget,
-        n_ctx=n_ctx,
-        kv_dtype=kv_dtype,
-        warnings=(guessed,),
     )
+    return made.with_warning("sizes are estimates until the model's headers are here")
 
 
 def guess_dtypes(config: ModelConfig, quant: str) -> dict[str, str]:
@@ -154,42 +132,48 @@ def _base(quant: str) -> str:
     raise UnsupportedModel(f"quantisation {quant!r} is not known; one of {', '.join(KEPT)}")
 
 
-def _plan(
+def _plan_conversion(
     name: str,
     config: ModelConfig,
     groups: Sequence[GroupPlan],
+    options: LoadOptions,
     *,
     documents: int,
-    mem_budget: int | str | None,
-    n_ctx: int | None,
-    kv_dtype: KVDtype,
-    fetched: int = 0,
-    warnings: tuple[str, ...] = (),
+    fetched: int,
 ) -> Plan:
     """The plan of a model that these groups will be made for."""
-    files = units_bytes(groups) + _small_bytes(config)
+    stored = units_bytes(groups) + _small_bytes(config) + documents
     sizes = Sizes(
         weights=sum(int(group.lengths().sum()) for group in groups),
-        files=files,
-        stored=files + documents,
+        stored=stored,
         fetched=fetched,
-        to_store=files + documents,
+        to_store=stored,
     )
+    parts = {group.name: group.parts for group in groups}
+    offsets = {group.name: unit_offsets(group.lengths()).tolist() for group in groups}
+    return _plan(name, config, parts, offsets, sizes, options)
+
+
+def _plan(
+    name: str,
+    config: ModelConfig,
+    parts: Mapping[str, Sequence[Part]],
+    offsets: Mapping[str, Sequence[int]],
+    sizes: Sizes,
+    options: LoadOptions,
+) -> Plan:
+    """The plan of a model of these groups: the parts of each, and where its units begin."""
+    every = [part for group in parts.values() for part in group]
+    widths = [p.units * p.neurons_per_unit for p in every if isinstance(p, FFNPart)]
+    needs = Needs(config, scan_of(config, offsets), max(widths), options.kv_dtype or "f16")
     return plan_sizes(
         name,
-        config,
+        needs,
         sizes,
-        _dtypes(part for group in groups for part in group.parts),
-        mem_budget=_budget(mem_budget),
-        n_ctx=n_ctx,
-        kv_dtype=kv_dtype,
-        warnings=warnings,
+        _dtypes(every),
+        budget=options.budget(sizes.weights) or machine.memory().total,
+        n_ctx=options.context(config),
     )
-
-
-def _budget(mem_budget: int | str | None) -> int | str:
-    """The budget given, or what this process holds already and what is free besides."""
-    return machine.memory().usable + machine.rss() if mem_budget is None else mem_budget
 
 
 def _dtypes(parts: Iterable[Part]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from flashllm import heap
 from flashllm.errors import Cancelled, CorruptModel, ModelIOError, ModelNotFound
 from flashllm.generate.engine import Engine
 from flashllm.generate.loop import Decoder
@@ -38,6 +39,7 @@ def open_model(
     """
     identity = _identity(folder, options.backend)
     tokenizer = Tokenizer.from_dir(folder)
+    heap.trim()
     prompts = _prompts(folder, tokenizer)
 
     def load(progress: Progress) -> Decoder:

@@ -20,7 +20,7 @@ from flashllm.errors import CorruptModel, DiskFull, InvalidInput, ModelIOError
 from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
 from flashllm.model.config import ModelConfig
-from flashllm.model.plan import kv_bytes
+from flashllm.model.memory import kv_bytes
 
 FORMAT, VERSION = "flashllm-session", "1"
 

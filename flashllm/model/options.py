@@ -72,7 +72,7 @@ class LoadOptions:
         if self.mem_budget is None:
             return None
         if self.mem_budget == "auto":
-            return machine.memory().usable + machine.rss()
+            return machine.auto_budget(machine.memory(), machine.private_rss())
         return bytes_allowed(self.mem_budget, weights)
 
     def context(self, config: ModelConfig) -> int:

@@ -1,64 +1,97 @@
-"""What a model needs of a computer, and whether it fits: arithmetic only."""
+"""What a model needs of a computer, whether it fits, and how fast it runs: arithmetic only."""
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 
-from flashllm.errors import InvalidInput
+from flashllm.cache.policy import Residency, Scan, pinned_scan, smallest_room
 from flashllm.model.config import ModelConfig
 from flashllm.model.memory import (
     FIXED_BYTES,
-    KV_BLOCK,
     KVDtype,
     kv_bytes,
     scratch_bytes,
     weights_room,
 )
+from flashllm.read_speed import ReadSpeed
 from flashllm.sizes import format_size, parse_size
-
-__all__ = [
-    "DEFAULT_CONTEXT",
-    "FIXED_BYTES",
-    "KVDtype",
-    "Plan",
-    "Sizes",
-    "bytes_allowed",
-    "kv_bytes",
-    "plan",
-    "scratch_bytes",
-    "weights_room",
-]
 
 DEFAULT_CONTEXT = 4096
 """Tokens of context for sessions that do not say, if the model was made for as many."""
+
+READS_AT_ONCE = 8
+"""Reads under way while a model streams."""
+
+MEMORY_SHARE = 0.95
+"""The share of the memory's read rate at which a token's weights are used. See
+docs/measurements.md, "Kernels against memory bandwidth"."""
+
+DISK_SPREAD, MEMORY_SPREAD = 1.25, 1.1
+"""How far a rate measured now may be from the one measured before, either way: of 25 repetitions
+in half a minute, reads of 2 MiB ran at 0.76 to 1.18 of the mean, and memory within 5 percent,
+but for one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Bytes of a model in the flash format.
 
-    weights: the units, without padding. files: the weight files, which is what memory holds.
-    stored: all its files on disk. fetched: what must be downloaded first. to_store: what
-    converting it will write.
+    weights: the units, without padding. stored: all its files on disk. fetched: what must be
+    downloaded first. to_store: what converting it will write.
     """
 
     weights: int
-    files: int
     stored: int
     fetched: int = 0
     to_store: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a model takes of memory: its weights in their order of use, and what lies beside them.
+
+    neurons: of the widest layer, with those that fill its last unit.
+    """
+
+    config: ModelConfig
+    scan: Scan
+    neurons: int
+    kv_dtype: KVDtype
+
+    @property
+    def least_room(self) -> int:
+        """The least memory for weights: to stream them, or for all of a small model."""
+        return min(smallest_room(self.scan), self.scan.nbytes)
+
+    def beside(self, n_ctx: int) -> int:
+        """Bytes beside weights, with n_ctx tokens of context."""
+        scratch = scratch_bytes(self.config, self.neurons, n_ctx)
+        return FIXED_BYTES + kv_bytes(self.config, n_ctx, self.kv_dtype) + scratch
+
+    def largest_context(self, budget: int, most: int) -> int:
+        """The most tokens of context, `most` at most, that fit `budget`; 0 if not even one does."""
+        room = budget - self.least_room
+        return bisect.bisect_right(range(1, most + 1), room, key=self.beside)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """Whether and how a model runs within `budget` bytes, with n_ctx tokens of context.
 
-    All in bytes. weight_bytes: the weights as they are stored, without padding. stored_bytes: the
-    model's files. disk_bytes: disk needed before it runs, to download and to convert it; 0 for a
-    model that is here. resident_bytes: weights in memory, in this version all of them. kv_bytes:
-    keys and values of a full context, kept in kv_dtype. overhead_bytes: the process itself. dtypes:
-    those of the weights, the most frequent first. warnings: what the reader should know, a sentence
-    each.
+    All in bytes, but tok_s. On disk: weight_bytes, the weights as they are stored, without padding;
+    stored_bytes, the model's files; disk_bytes, what is needed before it runs, to download and to
+    convert it, 0 for a model that is here. In memory: pinned_bytes, weights that stay; ring_bytes,
+    room that the others pass through; kv_bytes, keys and values of a full context, kept in
+    kv_dtype; scratch_bytes, buffers and the tokeniser; overhead_bytes, the process itself. For each
+    token: used_bytes of weights are used and streamed_bytes read from disk, up to slot_bytes at a
+    time. smallest_budget: the least memory that works with this context; largest_context: the most
+    tokens, n_ctx at most, that work with this budget, 0 if none. Of a model that does not fit, the
+    figures are those of the smallest budget.
+
+    tok_s: tokens per second of a reply that begins, least and most, from what was measured of this
+    computer; None if nothing was. dtypes: those of the weights, the most frequent first. warnings:
+    what the reader should know, a sentence each.
     """
 
     name: str
@@ -69,21 +102,29 @@ class Plan:
     weight_bytes: int
     stored_bytes: int
     disk_bytes: int
-    resident_bytes: int
+    pinned_bytes: int
+    ring_bytes: int
     kv_dtype: KVDtype
     kv_bytes: int
+    scratch_bytes: int
     overhead_bytes: int
+    used_bytes: int
+    streamed_bytes: int
+    slot_bytes: int
+    smallest_budget: int
+    largest_context: int
+    tok_s: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory for weights, those that stay and those that pass."""
+        return self.pinned_bytes + self.ring_bytes
 
     @property
     def total_bytes(self) -> int:
         """Memory that the whole process takes once the context is full."""
-        return self.resident_bytes + self.kv_bytes + self.overhead_bytes
-
-    @property
-    def smallest_budget(self) -> int:
-        """The least memory that works with this context: all of it, while weights stay resident."""
-        return self.total_bytes
+        return self.resident_bytes + self.kv_bytes + self.scratch_bytes + self.overhead_bytes
 
     @property
     def fits(self) -> bool:
@@ -91,28 +132,66 @@ class Plan:
         return self.smallest_budget <= self.budget
 
     @property
-    def largest_context(self) -> int:
-        """The most tokens of context that fit the budget, n_ctx at most; 0 if not even one does."""
-        block = self.kv_bytes // -(-self.n_ctx // KV_BLOCK)
-        room = self.budget - self.resident_bytes - self.overhead_bytes
-        return min(self.n_ctx, max(0, room // block * KV_BLOCK))
+    def streams(self) -> bool:
+        """Whether weights are read from disk for every token."""
+        return self.streamed_bytes > 0
+
+    def tok_s_at(self, disk_rate: float, memory_rate: float) -> float:
+        """Tokens per second to expect of a disk and a memory that give so many bytes per second.
+
+        Reading and computing go on side by side: the slower of the two decides.
+        """
+        return 1 / max(self._disk_s(disk_rate), self._compute_s(memory_rate))
+
+    def _disk_s(self, rate: float) -> float:
+        return self.streamed_bytes / rate if self.streams else 0.0
+
+    def _compute_s(self, rate: float) -> float:
+        return self.used_bytes / (MEMORY_SHARE * rate)
+
+    def with_speed(self, speed: ReadSpeed, threads: int) -> Plan:
+        """The plan with tok_s, or with a warning if the disk's part of it was not measured."""
+        disk = 0.0
+        if self.streams:
+            if speed.disk is None or "direct" not in speed.disk.modes:
+                return self.with_warning("no speed, because the disk could not be measured")
+            disk = self._disk_s(speed.disk.rate(self.slot_bytes, READS_AT_ONCE))
+        compute = self._compute_s(speed.memory_rate(threads))
+        least = 1 / (disk * DISK_SPREAD + compute * MEMORY_SPREAD)
+        most = 1 / max(disk / DISK_SPREAD, compute / MEMORY_SPREAD)
+        return dataclasses.replace(self, tok_s=(least, most))
+
+    def with_warning(self, text: str) -> Plan:
+        """The plan with one more warning."""
+        return dataclasses.replace(self, warnings=(*self.warnings, text))
 
     @property
     def verdict(self) -> str:
-        """Whether it fits, in one sentence that says what to do if it does not."""
-        need = f"needs {format_size(self.total_bytes)} of the {format_size(self.budget)} allowed"
-        if self.fits:
-            return f"fits: {need}"
-        parts = (
-            f"{format_size(self.resident_bytes)} weights, {format_size(self.kv_bytes)} KV cache, "
-            f"{format_size(self.overhead_bytes)} for flashllm itself"
+        """Whether it fits and how fast it runs, in one sentence; what to do if it does not fit."""
+        if not self.fits:
+            return self._refusal
+        speed = f": {_range(*self.tok_s)}" if self.tok_s else ""
+        if self.streams:
+            streamed = format_size(self.streamed_bytes)
+            total = format_size(self.total_bytes)
+            return f"runs in {total}, streaming {streamed} per token from disk{speed}"
+        needed = f"needs {format_size(self.total_bytes)} of the {format_size(self.budget)} allowed"
+        return f"fits in memory, {needed}{speed}"
+
+    @property
+    def _refusal(self) -> str:
+        need = (
+            f"needs at least {format_size(self.smallest_budget)} of the "
+            f"{format_size(self.budget)} allowed"
         )
+        parts = (
+            f"{format_size(self.resident_bytes)} for weights, {format_size(self.kv_bytes)} KV "
+            f"cache, {format_size(self.scratch_bytes)} buffers, "
+            f"{format_size(self.overhead_bytes)} flashllm itself"
+        )
+        advice = "more memory or a smaller model would help"
         if self.largest_context:
             advice = f"a context of {self.largest_context} tokens would fit (-c)"
-        elif self.dtypes[:1] and self.dtypes[0] not in ("q4", "q4m"):
-            advice = "fewer bits (--dtype q4) or more memory would help"
-        else:
-            advice = "more memory or a smaller model would help"
         return f"does not fit: {need} ({parts}); {advice}"
 
     @property
@@ -124,39 +203,39 @@ class Plan:
 
 def plan(
     name: str,
-    config: ModelConfig,
+    needs: Needs,
     sizes: Sizes,
     dtypes: tuple[str, ...],
     *,
-    mem_budget: int | str,
-    n_ctx: int | None = None,
-    kv_dtype: KVDtype = "f16",
+    budget: int,
+    n_ctx: int,
     warnings: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan of a model of this shape and these sizes.
-
-    mem_budget: bytes, or text such as "6GB" or "1.5x" (of the weights). n_ctx: by default as a
-    session's. kv_dtype: what its keys and values are kept in. Raises InvalidInput for a context
-    that the model was not made for, no size, or no dtype.
-    """
-    if n_ctx is not None and not 0 < n_ctx <= config.context_length:
-        raise InvalidInput(
-            f"a context of {n_ctx} tokens; this model was made for 1 to {config.context_length}"
-        )
-    context = n_ctx or min(DEFAULT_CONTEXT, config.context_length)
+    """The plan of a model that needs this and has these sizes, within `budget` bytes in all."""
+    kv = kv_bytes(needs.config, n_ctx, needs.kv_dtype)
+    scratch = scratch_bytes(needs.config, needs.neurons, n_ctx)
+    least = needs.least_room
+    residency = pinned_scan(needs.scan, max(least, weights_room(budget, kv, scratch)))
     return Plan(
         name=name,
-        family=config.family,
+        family=needs.config.family,
         dtypes=dtypes,
-        budget=bytes_allowed(mem_budget, sizes.files),
-        n_ctx=context,
+        budget=budget,
+        n_ctx=n_ctx,
         weight_bytes=sizes.weights,
         stored_bytes=sizes.stored,
         disk_bytes=sizes.fetched + sizes.to_store,
-        resident_bytes=sizes.files,
-        kv_dtype=kv_dtype,
-        kv_bytes=kv_bytes(config, context, kv_dtype),
+        pinned_bytes=residency.pinned_bytes,
+        ring_bytes=residency.passing_bytes,
+        kv_dtype=needs.kv_dtype,
+        kv_bytes=kv,
+        scratch_bytes=scratch,
         overhead_bytes=FIXED_BYTES,
+        used_bytes=sum(span.nbytes for span in needs.scan.spans),
+        streamed_bytes=residency.streamed_bytes + _looked_up(residency),
+        slot_bytes=residency.slot_bytes or needs.scan.tables[0].largest,
+        smallest_budget=needs.beside(n_ctx) + least,
+        largest_context=needs.largest_context(budget, n_ctx),
         warnings=warnings,
     )
 
@@ -166,3 +245,21 @@ def bytes_allowed(mem_budget: int | str, weights: int) -> int:
     if isinstance(mem_budget, str):
         return parse_size(mem_budget).resolve(weights)
     return mem_budget
+
+
+def _looked_up(residency: Residency) -> int:
+    """Bytes read to look a token's row up, on average: a unit, unless it is one of those that stay.
+
+    Rows of positions are used one after another, so that a unit of them serves many tokens.
+    """
+    if not residency.table_slots:
+        return 0
+    table = residency.scan.tables[0]
+    kept = sum(span.bytes_of(0, n) for span, n in residency.kept() if span.group == table.group)
+    return (table.nbytes - kept) // table.units
+
+
+def _range(least: float, most: float) -> str:
+    """A range of speeds, with as many digits as it deserves."""
+    digits = ".2g" if most < 10 else ".0f"
+    return f"about {least:{digits}} to {most:{digits}} tok/s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from pathlib import Path
@@ -10,12 +11,25 @@ import pytest
 import tiny
 import tiny_hf
 
+from flashllm import read_speed_file
+from flashllm.cli import measuring
 from flashllm.cli.main import main
+from flashllm.disk_curve import DiskCurve, Point
+from flashllm.kernels import bandwidth
+from flashllm.read_speed import MemoryRate, ReadSpeed
+
+CURVE = DiskCurve(datetime.datetime.now(datetime.UTC), (Point("direct", 1 << 20, 4, 1e9),))
+SPEED = ReadSpeed(CURVE, (MemoryRate(1, 10e9),))
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where speeds are kept, in a home of its own; some are there."""
     monkeypatch.setenv("FLASHLLM_HOME", str(tmp_path / "home"))
+    path = tmp_path / "speed" / "a.json"
+    monkeypatch.setattr(read_speed_file, "file_for", lambda folder: path)
+    read_speed_file.save(SPEED, path)
+    return path
 
 
 def test_a_model_that_fits(
@@ -25,7 +39,8 @@ def test_a_model_that_fits(
     for source in sources:
         assert main(["plan", str(source), "--mem", "1GB", "-c", "100"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert re.fullmatch("fits: needs 25[01] MB of the 1 GB allowed", lines[-1])
+        told = "fits in memory, needs 14[0-9] MB of the 1 GB allowed: about [0-9]+ to [0-9]+ tok/s"
+        assert re.fullmatch(told, lines[-1])
         assert lines[0].startswith("model ")
         assert "100 tokens of context" in "".join(lines)
 
@@ -33,7 +48,25 @@ def test_a_model_that_fits(
 def test_one_that_does_not(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(tiny_gguf), "--mem", "100MB"]) == 6
     assert "does not fit" in capsys.readouterr().out
-    assert main(["plan", str(tiny_gguf), "--mem", "0.5x"]) == 6
+    assert main(["plan", str(tiny_gguf), "--mem", "0.5x"]) == 0  # on top of 0.2 GB
+
+
+def test_one_that_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = str(tiny.model_dir(tmp_path, layers=24, hidden=256, ffn=2048, heads=8))
+    assert main(["plan", large, "--mem", "1GB", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    mem = str((whole["smallest_budget"] + whole["total_bytes"]) // 2)
+    assert main(["plan", large, "--mem", mem]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch("runs in .* MB, streaming .* MB per token from disk: about .*", lines[-1])
+    assert any(line.startswith("streamed ") for line in lines)
+    told = {}
+    for threads in ("1", "2"):
+        assert main(["plan", large, "--mem", mem, "--json", "-t", threads]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["tok_s"][0] < told["tok_s"][1] < whole["tok_s"][1]
+    assert 0 < told["streamed_bytes"] < told["used_bytes"]
+    assert told["resident_bytes"] == told["pinned_bytes"] + told["ring_bytes"]
 
 
 def test_json(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,8 +74,31 @@ def test_json(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)
     assert told["fits"] is True
     assert told["dtypes"] == ["q4", "q8"]
-    parts = told["resident_bytes"] + told["kv_bytes"] + told["overhead_bytes"]
-    assert told["total_bytes"] == told["smallest_budget"] == parts
+    parts = ("resident_bytes", "kv_bytes", "scratch_bytes", "overhead_bytes")
+    assert told["total_bytes"] == sum(told[part] for part in parts)
+    assert told["smallest_budget"] <= told["total_bytes"]
+
+
+def test_speeds_are_measured_if_they_are_not_known(
+    kept: Path,
+    tiny_gguf: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept.unlink()
+    assert main(["plan", str(tiny_gguf), "--mem", "1GB", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["tok_s"] is None
+    assert "flashllm doctor" in told["warnings"][-1]
+    monkeypatch.setattr(bandwidth, "measure", lambda threads, size: 10.0)
+    monkeypatch.setattr(measuring, "_disk_curve", lambda folder, report: None)
+    assert main(["plan", str(tiny_gguf), "--mem", "1GB"]) == 0
+    captured = capsys.readouterr()
+    assert "measuring" in captured.err
+    assert "tok/s" in captured.out
+    assert kept.exists()
+    assert main(["plan", str(tiny_gguf), "--mem", "1GB"]) == 0
+    assert "measuring" not in capsys.readouterr().err
 
 
 def test_keys_and_values(
@@ -56,7 +112,7 @@ def test_keys_and_values(
             assert told[kv_dtype]["kv_dtype"] == kv_dtype
         assert told["f32"]["kv_bytes"] == 2 * told["f16"]["kv_bytes"]
         assert main(["plan", source, "--kv-dtype", "f32", "--mem", "4GB"]) == 0
-        assert "tokens of context in f32, " in capsys.readouterr().out
+        assert "tokens of context in f32" in capsys.readouterr().out
 
 
 def test_a_known_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
