@@ -31,7 +31,7 @@ def reply_line(stats: Stats) -> str:
 
 def speed(tok_s: float) -> str:
     """Tokens per second, also of a model that takes seconds for one."""
-    return f"{tok_s:.0f}" if tok_s >= 9.95 else f"{tok_s:.2g}"
+    return f"{tok_s:.0f}" if tok_s >= 99.5 else f"{tok_s:.3g}"
 
 
 def percent(share: float) -> str:

@@ -177,7 +177,7 @@ def test_a_reply_streams_and_ends_with_its_cost(chat: Fixture) -> None:
 
 def test_the_cost_tells_what_was_streamed() -> None:
     assert figures.reply_line(STREAMED) == (
-        "ttft 0.21 s · 512 tok in (480 cached) · 31 out · 0.81 tok/s · RAM 0.31 GB · hit 51.2%"
+        "ttft 0.21 s · 512 tok in (480 cached) · 31 out · 0.815 tok/s · RAM 0.31 GB · hit 51.2%"
         " · read 1.9 GB/tok · wrote ?"
     )
     nearly = dataclasses.replace(STREAMED, hit_rate=0.99999, weights_read_per_token=40_000.0)
