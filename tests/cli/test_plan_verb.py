@@ -52,7 +52,8 @@ def test_one_that_does_not(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_one_that_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    large = str(tiny.model_dir(tmp_path, layers=24, hidden=256, ffn=2048, heads=8))
+    shape = {"layers": 12, "hidden": 256, "ffn": 1024, "heads": 8, "dtype": "Q8_0"}
+    large = str(tiny.write_gguf(tmp_path / "large.gguf", **shape))
     assert main(["plan", large, "--mem", "1GB", "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
     mem = str((whole["smallest_budget"] + whole["total_bytes"]) // 2)
