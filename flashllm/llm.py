@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -12,13 +12,13 @@ from flashllm.errors import InvalidInput
 from flashllm.generate import engine, session_file
 from flashllm.generate import score as scoring
 from flashllm.generate.golden import read_golden
+from flashllm.generate.model_memory import held
 from flashllm.generate.opening import Progress, open_model
 from flashllm.generate.reply import Reply, ReplyChannel
 from flashllm.generate.sampling import SamplingOptions, SamplingParams
-from flashllm.generate.service import MakeEvents, Service, open_services
+from flashllm.generate.service import MakeEvents, Service
 from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
-from flashllm.model.memory import kv_bytes
 from flashllm.model.options import LoadArguments, LoadOptions
 from flashllm.model.plan import DEFAULT_CONTEXT
 
@@ -34,14 +34,28 @@ class LLM:
     Close it, or use it in a `with` block: its replies stop and its memory is freed.
     """
 
-    def __init__(self, model: ChatModel, *, name: str = "model", n_ctx: int | None = None) -> None:
-        """Serve `model`, and close it in the end. `LLM.open` does this for a model directory."""
+    def __init__(
+        self,
+        model: ChatModel,
+        *,
+        name: str = "model",
+        n_ctx: int | None = None,
+        follows_memory: bool = False,
+        on_message: Callable[[str], None] | None = None,
+    ) -> None:
+        """Serve `model`, and close it in the end. `LLM.open` does this for a model directory.
+
+        follows_memory: use less when other programs need memory, more when they leave it;
+        on_message then says when that changes.
+        """
         self.name = name
         self.config = model.decoder.config
         self.tokenizer = model.tokenizer
         self.kv_dtype = model.decoder.kv_dtype
         self.n_ctx = self._context(n_ctx, min(DEFAULT_CONTEXT, self.config.context_length))
-        self._service = Service(model, name)
+        self._service = Service(
+            model, name, self.n_ctx, follows_memory=follows_memory, on_message=on_message
+        )
 
     @classmethod
     def open(
@@ -49,20 +63,27 @@ class LLM:
         path: Path | str,
         *,
         on_progress: Progress | None = None,
+        on_message: Callable[[str], None] | None = None,
         **options: Unpack[LoadArguments],
     ) -> LLM:
         """Load the flash model in the directory `path`; options are LoadOptions' fields.
 
-        on_progress(loaded, in all) is called on another thread. Raises ModelNotFound, CorruptModel,
+        on_progress(loaded, in all) is called on another thread, and so is on_message, when a budget
+        that follows the system's memory has changed. Raises ModelNotFound, CorruptModel,
         UnsupportedModel, ModelIOError, InvalidInput; OutOfBudget if not even reading the weights
         as they are needed fits the memory allowed.
         """
         folder, asked = Path(path), LoadOptions(**options)
         with engine.borrowed() as runner:
-            taken = sum(other.memory_bytes for other in open_services())
-            model = open_model(folder, runner, asked, taken=taken, on_progress=on_progress)
+            model = open_model(folder, runner, asked, taken=held(), on_progress=on_progress)
             try:
-                return cls(model, name=folder.name, n_ctx=asked.n_ctx)
+                return cls(
+                    model,
+                    name=folder.name,
+                    n_ctx=asked.n_ctx,
+                    follows_memory=asked.mem_budget == "auto",
+                    on_message=on_message,
+                )
             except BaseException:
                 runner.call(model.close)
                 raise
@@ -79,13 +100,13 @@ class LLM:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory that the model's weights take."""
-        return self._service.weight_bytes
+        """Memory that the model's weights take: those that stay, and room for the others."""
+        return self._service.model.decoder.resident_bytes
 
     @property
     def kv_bytes(self) -> int:
         """Memory that the KV caches of the open sessions take once they are full."""
-        return self._service.kv_bytes
+        return self._service.memory.kv_bytes
 
     @property
     def can_chat(self) -> bool:
@@ -95,13 +116,14 @@ class LLM:
     def resize(self, mem_budget: int | str | None, on_progress: Progress | None = None) -> None:
         """Use as much memory as `mem_budget` says (see LoadOptions) from now on.
 
-        Replies under way are finished first; what was said is kept, and results stay the same.
+        A reply under way pauses for it between two layers; it stays the same, as all results do.
         on_progress(bytes read, in all) is called on another thread. Raises OutOfBudget, and nothing
-        has changed; InvalidInput, ModelIOError, CorruptModel.
+        has changed; InvalidInput, ModelIOError, CorruptModel, EngineError.
         """
-        decoder = self._service.model.decoder
-        budget = LoadOptions(mem_budget).budget(decoder.weight_bytes)
-        self._fit(budget, 0, on_progress)
+        memory, tell = self._service.memory, on_progress or (lambda done, total: None)
+        budget = LoadOptions(mem_budget).budget(self._service.model.decoder.weight_bytes)
+        follows = mem_budget == "auto"
+        self._service.call(lambda: memory.resize(budget, follows, tell), urgent=True)
 
     def session(
         self,
@@ -198,21 +220,8 @@ class LLM:
         return default if n_ctx is None else n_ctx
 
     def _adopt(self, state: SessionState, params: SamplingParams) -> Session:
-        self._fit(self.mem_budget, kv_bytes(self.config, state.n_ctx, self.kv_dtype))
         self._service.adopt(state)
         return Session(self._service, state, params)
-
-    def _fit(self, budget: int | None, more_kv: int, on_progress: Progress | None = None) -> None:
-        """Fit the weights in `budget` beside the sessions' KV caches and `more_kv` bytes of them.
-
-        There is always room for one session with a context of n_ctx.
-        """
-        others = [other for other in open_services() if other is not self._service]
-        taken = sum(other.memory_bytes for other in others)
-        one = kv_bytes(self.config, self.n_ctx, self.kv_dtype)
-        kv = max(one, self._service.kv_bytes + more_kv)
-        decoder, tell = self._service.model.decoder, on_progress or (lambda done, total: None)
-        self._service.call(lambda: decoder.fit(budget, kv=kv, taken=taken, on_progress=tell))
 
 
 class Session:

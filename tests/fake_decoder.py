@@ -70,7 +70,7 @@ class FakeDecoder:
             layers=(0,) * LAYERS, tied_head=True,
         )  # fmt: skip
         self.weight_bytes = self.resident_bytes = 1000
-        self.scratch_bytes = 0
+        self.scratch_bytes = self.streamed_bytes = 0
         self.budget: int | None = None
         self.traffic = Traffic()
         self.fallback: str | None = None
@@ -133,9 +133,12 @@ class FakeDecoder:
         on_progress: Callable[[int, int], None],
     ) -> None:
         """As the real one, for weights that cannot be streamed."""
-        if budget is not None and FIXED_BYTES + self.resident_bytes + kv + taken > budget:
+        if budget is not None and budget < self.least_budget(kv=kv, taken=taken):
             raise OutOfBudget("the KV cache does not fit: the budget is too small")
         self.budget = budget
+
+    def least_budget(self, *, kv: int, taken: int) -> int:
+        return FIXED_BYTES + self.resident_bytes + kv + taken
 
     def close(self) -> None:
         self.closed = True

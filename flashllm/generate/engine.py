@@ -40,11 +40,15 @@ class _Task(Generic[Result]):
 
 
 class Engine:
-    """A thread that runs tasks in the order they came. `post` may be called from anywhere."""
+    """A thread that runs tasks in the order they came, short ones also in the middle of others.
+
+    `post` may be called from anywhere.
+    """
 
     def __init__(self) -> None:
         # SimpleQueue, because garbage collection may post from inside another put.
         self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._urgent: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="flashllm-engine", daemon=True)
         self._thread.start()
 
@@ -52,13 +56,30 @@ class Engine:
         """Run `work` when its turn comes. Its result is dropped; it must not raise."""
         self._tasks.put(work)
 
+    def submit(self, work: Callable[[], Result], *, urgent: bool = False) -> Callable[[], Result]:
+        """Run `work` when its turn comes; what is returned waits, and returns or raises what it
+        does.
+
+        urgent: run it in the middle of the task under way, as soon as that calls `run_urgent`.
+        """
+        if threading.current_thread() is self._thread:
+            return work
+        task = _Task(work)
+        if urgent:
+            self._urgent.put(task.run)
+            self._tasks.put(self.run_urgent)  # should no task run, or none call it
+        else:
+            self._tasks.put(task.run)
+        return task.wait
+
     def call(self, work: Callable[[], Result]) -> Result:
         """Run `work` when its turn comes, wait for it, and return or raise what it does."""
-        if threading.current_thread() is self._thread:
-            return work()
-        task = _Task(work)
-        self._tasks.put(task.run)
-        return task.wait()
+        return self.submit(work)()
+
+    def run_urgent(self) -> None:
+        """Run what is urgent: for tasks that take long, at moments when nothing is in use."""
+        while not self._urgent.empty():
+            self._urgent.get()()
 
     def stop(self) -> None:
         """Finish what is queued and end the thread."""

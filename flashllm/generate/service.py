@@ -9,13 +9,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from flashllm.errors import EngineError
+from flashllm.errors import EngineError, OutOfBudget
 from flashllm.generate import engine
 from flashllm.generate.events import Event
+from flashllm.generate.model_memory import ModelMemory, follow_memory
 from flashllm.generate.reply import ReplyChannel
 from flashllm.generate.sampling import SamplingParams
 from flashllm.generate.session import Call, ChatModel, SessionState
-from flashllm.model.memory import kv_bytes
 
 Result = TypeVar("Result")
 MakeEvents = Callable[[SessionState, Call], Iterator[Event]]
@@ -26,45 +26,45 @@ _open: weakref.WeakSet[Service] = weakref.WeakSet()
 class Service:
     """Owns a model and the sessions with it, and hands their work to the engine's thread."""
 
-    def __init__(self, model: ChatModel, name: str) -> None:
+    def __init__(
+        self,
+        model: ChatModel,
+        name: str,
+        n_ctx: int,
+        *,
+        follows_memory: bool = False,
+        on_message: Callable[[str], None] | None = None,
+    ) -> None:
+        """n_ctx: tokens of context that there is always room for; the others as ModelMemory's."""
         self.model = model
         self.name = name
+        self.memory = ModelMemory(
+            model.decoder, n_ctx, follows_memory, on_message or (lambda text: None)
+        )
         self._replies: set[ReplyChannel] = set()
-        self._states: set[SessionState] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._engine = engine.acquire()
         _open.add(self)
 
-    @property
-    def weight_bytes(self) -> int:
-        """Memory of the weights."""
-        return self.model.decoder.resident_bytes
-
-    @property
-    def kv_bytes(self) -> int:
-        """Memory of the sessions' KV caches once they are full."""
-        decoder = self.model.decoder
-        states = list(self._states)
-        return sum(kv_bytes(decoder.config, state.n_ctx, decoder.kv_dtype) for state in states)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Memory of weights, buffers, and KV caches once they are full."""
-        return self.weight_bytes + self.model.decoder.scratch_bytes + self.kv_bytes
-
     def adopt(self, state: SessionState) -> None:
-        """Take charge of a session, to be freed by `drop` or `close`."""
-        self._states.add(state)
+        """Make room for a session and take charge of it, until `drop` or `close`.
+
+        Waits for a moment between two layers only if weights must make room. Raises OutOfBudget,
+        EngineError.
+        """
+        if self.memory.admits(state):
+            return
+        try:
+            self.call(lambda: self.memory.add(state), urgent=True)
+        except OutOfBudget:
+            # Once more in its turn, after sessions that were closed but are not free yet.
+            self.call(lambda: self.memory.add(state))
 
     def drop(self, state: SessionState) -> None:
-        """Free a session once the replies queued so far are done. Never waits.
-
-        It counts no more in kv_bytes at once: whatever memory a later session needs, it takes on
-        the engine's thread too, after this.
-        """
-        self._states.discard(state)
-        self._engine.post(state.close)
+        """Free a session once the replies queued so far are done. Never waits."""
+        self.memory.leave(state)
+        self._engine.post(lambda: self.memory.free(state))
 
     def start(self, state: SessionState, make: MakeEvents, params: SamplingParams) -> ReplyChannel:
         """Queue a reply: the events that `make` yields on the engine's thread.
@@ -72,7 +72,12 @@ class Service:
         Raises EngineError if the model is closed.
         """
         channel = ReplyChannel()
-        call = Call(params, channel.check, channel.put, time.perf_counter())
+
+        def check() -> None:
+            channel.check()
+            self.between_layers()
+
+        call = Call(params, check, channel.put, time.perf_counter())
 
         def work() -> None:
             error = None
@@ -91,14 +96,21 @@ class Service:
             self._engine.post(work)
         return channel
 
-    def call(self, work: Callable[[], Result]) -> Result:
+    def call(self, work: Callable[[], Result], *, urgent: bool = False) -> Result:
         """Run `work` on the engine's thread, after what is queued, and wait for its result.
 
-        Raises EngineError if the model is closed, and what `work` raises.
+        urgent: run it between two layers of the reply under way. Raises EngineError if the model is
+        closed, and what `work` raises.
         """
         with self._lock:
             self._check_open()
-        return self._engine.call(work)
+            result = self._engine.submit(work, urgent=urgent)
+        return result()
+
+    def between_layers(self) -> None:
+        """Do what cannot wait for the end of the task under way, which calls this now and then."""
+        self._engine.run_urgent()
+        follow_memory()
 
     def cancel_replies(self) -> None:
         """Cancel every reply in progress or waiting."""
@@ -121,19 +133,12 @@ class Service:
             raise EngineError(f"the model {self.name} is closed; load it again")
 
     def _free_all(self) -> None:
-        for state in list(self._states):
-            state.close()
-        self._states.clear()
+        self.memory.close()
         self.model.close()
-
-
-def open_services() -> list[Service]:
-    """Every model open in this process: they share its memory."""
-    return list(_open)
 
 
 @atexit.register
 def _cancel_all() -> None:
     """Let the engine's thread end soon, when the interpreter does."""
-    for service in open_services():
+    for service in list(_open):
         service.cancel_replies()

@@ -21,7 +21,7 @@ from flashllm.layers.buffers import StepBuffers
 from flashllm.layers.head import Embedding, Head
 from flashllm.layers.rope import RopeTable
 from flashllm.model.config import ModelConfig
-from flashllm.model.fit import fit
+from flashllm.model.fit import fit, least_budget
 from flashllm.model.memory import KVDtype
 
 OnLayer = Callable[[int, int], None]
@@ -197,6 +197,11 @@ class Decoder:
         residency = fit(scan, budget, kv=kv, scratch=self.scratch_bytes, taken=taken)
         self._units.resize(residency, on_progress)
         self.budget = budget
+
+    def least_budget(self, *, kv: int, taken: int = 0) -> int:
+        """The least budget that `fit` does not refuse."""
+        scan = self._units.residency.scan
+        return least_budget(scan, kv=kv, scratch=self.scratch_bytes, taken=taken)
 
     def close(self) -> None:
         """Stop the threads and give the weights' memory back."""

@@ -19,6 +19,7 @@ from flashllm.model.decoder import Decoder
 from flashllm.model.fit import fit
 from flashllm.model.memory import STEP_TOKENS, kv_bytes, scratch_bytes
 from flashllm.model.options import LoadOptions
+from flashllm.model.plan import Needs
 from flashllm.model.scan import scan_of
 from flashllm.model.wiring import Wiring
 
@@ -56,9 +57,18 @@ def load_decoder(
     try:
         kv_dtype = asked.kv_dtype or KV_NAMES[backend.kv_dtype.name]
         budget = asked.budget(model.unit_bytes)
-        scratch = scratch_bytes(config, _padded_neurons(model), n_ctx, step_tokens)
+        step_tokens = min(step_tokens, n_ctx)
+        needs = Needs(config, scan, _padded_neurons(model), kv_dtype)
+        scratch = scratch_bytes(config, needs.neurons, n_ctx, step_tokens)
         kv = kv_bytes(config, n_ctx, kv_dtype)
-        residency = fit(scan, budget, kv=kv, scratch=scratch, taken=taken)
+        residency = fit(
+            scan,
+            budget,
+            kv=kv,
+            scratch=scratch,
+            taken=taken,
+            fitting_context=lambda: needs.largest_context((budget or 0) - taken, n_ctx),
+        )
         units = Units(model, residency, config.n_layers, asked.io, on_progress)
         try:
             wiring = Wiring(model, config, backend, units, KV_DTYPES[kv_dtype], step_tokens)
