@@ -56,7 +56,9 @@ def direct_rate(path: Path, seconds: float = SECONDS) -> float:
     def read() -> int:
         nonlocal at
         done = 0
-        with mmap.mmap(-1, BLOCK) as buffer:  # on a page boundary, as direct reads must be
+        # On a page boundary, as direct reads must be, in a huge page, which is faster to fill.
+        with mmap.mmap(-1, BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as buffer:
+            buffer.madvise(mmap.MADV_HUGEPAGE)
             while time.perf_counter() - start < seconds:
                 with lock:
                     mine, at = at, (at + 1) % blocks

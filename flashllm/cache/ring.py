@@ -91,10 +91,10 @@ class Ring:
         for read in self._reads:
             if read.pending.done:
                 self.read_bytes += read.extent.nbytes
-        for read in self._reads:
+        while self._reads:  # the last first: waiting for one must not let the next begin
+            read = self._reads.pop()
             read.pending.cancel()
             self._arena.give(read.slot)
-        self._reads.clear()
         for slot in self._held:
             self._arena.give(slot)
         self._held.clear()

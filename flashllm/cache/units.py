@@ -182,9 +182,7 @@ class Units:
         """Open all files, so that `io` is known; pin what is to stay; make room for the rest."""
         self._stop_passing()
         self._arranged = False
-        # What streams is read past the page cache, which would drop it before it is read again.
-        io = "direct" if residency.streams and self._io == "auto" else self._io
-        reader = self._reader = UnitReader(self._model, io)
+        reader = self._reader = UnitReader(self._model, self._io)
         files = sorted({group.file for group in self._model.groups.values()})
         reader.read([(file, 0, 1) for file in files], [np.empty(1, np.uint8) for _ in files])
         prefetcher = self._prefetcher = Prefetcher(reader)

@@ -10,7 +10,7 @@ from flashllm.model.config import ModelConfig
 from flashllm.model.roles import roles
 from flashllm.model.specs import RopeSpec
 
-FIXED_BYTES = 140_000_000
+FIXED_BYTES = 120_000_000
 """What the process holds besides weights, KV caches and scratch: interpreter, libraries, compiled
 kernels. See docs/measurements.md, "Memory besides weights"."""
 
@@ -58,13 +58,15 @@ def kv_bytes(config: ModelConfig, n_ctx: int, dtype: KVDtype) -> int:
 def scratch_bytes(
     config: ModelConfig, neurons: int, n_ctx: int, step_tokens: int = STEP_TOKENS
 ) -> int:
-    """Bytes of everything else that a model in memory holds, for steps of up to `step_tokens`.
+    """Bytes of everything else that a model in memory holds, for steps of up to `step_tokens`,
+    or n_ctx if that is less.
 
     The buffers of a step (layers/buffers.py), those of the embedding and the head, the
     feed-forward's sums, cosines and sines of n_ctx positions, norms and biases, the tokeniser.
     neurons: of the widest layer, with those that fill its last unit. Logits that are handed out,
     to be sampled from, are their owner's.
     """
+    step_tokens = min(step_tokens, n_ctx)
     hidden = _padded(config.hidden_size)
     queries, keys = _padded(config.query_size), _padded(config.kv_size)
     fine = _FLOAT + 2 * _QUANTIZED
