@@ -41,7 +41,7 @@ PLAIN = ModelConfig(
     family="memory",
     hidden_size=240,
     vocab_size=1000,
-    context_length=256,
+    context_length=512,
     norm=RMS,
     attention=AttentionSpec(heads=6, kv_heads=2, head_dim=32, scale=0.2),
     ffn=FFNSpec(900, "silu"),
@@ -94,13 +94,13 @@ def test_scratch_is_what_a_decoder_allocates(tmp_path: Path, name: str) -> None:
 
 
 def test_scratch_of_fewer_tokens_and_positions() -> None:
-    """Only rows of a step cost per token; positions cost a row of each rope's tables."""
+    """Rows of a step cost the same each; positions cost a row of each rope's tables."""
     one, two, three = (scratch_bytes(PLAIN, 928, 256, rows) for rows in (100, 101, 102))
     assert two - one == three - two > 0
-    assert scratch_bytes(PLAIN, 928, 1) == scratch_bytes(PLAIN, 928, 256)
+    assert scratch_bytes(PLAIN, 928, 257, 100) == scratch_bytes(PLAIN, 928, 512, 100)
     longer = dataclasses.replace(PLAIN, context_length=4096)
     turns = 256 * 8 * (16 + 8)
-    assert scratch_bytes(longer, 928, 257) == scratch_bytes(longer, 928, 256) + turns
+    assert scratch_bytes(longer, 928, 769) == scratch_bytes(longer, 928, 768) + turns
     assert scratch_bytes(longer, 928, 1 << 20) == scratch_bytes(longer, 928, 4096)
 
 
