@@ -59,12 +59,8 @@ class Units:
         residency: Residency,
         layers: int,
         io: str = "auto",
-        on_progress: Progress = lambda done, total: None,
     ):
-        """Read and verify the units that stay. The first `layers` stages are the layers.
-
-        on_progress(bytes read, bytes in all). Raises CorruptModel, ModelIOError, InvalidInput.
-        """
+        """Nothing is read yet: see `load`. The first `layers` stages are the layers."""
         self.residency = residency
         self.io = io
         self.fallback: str | None = None
@@ -86,8 +82,14 @@ class Units:
         self._used_bytes = self._read_bytes = 0
         self._wait_s = 0.0
         self._arranged = False
+
+    def load(self, on_progress: Progress = lambda done, total: None) -> None:
+        """Read and verify the units that stay, and begin to read those that pass.
+
+        on_progress(bytes read, bytes in all). Raises CorruptModel, ModelIOError, InvalidInput.
+        """
         try:
-            self._arrange(residency, on_progress)
+            self._arrange(self.residency, on_progress)
         except BaseException:
             self.close()
             raise

@@ -23,6 +23,12 @@ class Backend(Protocol):
     def program(self, capacity: int) -> Program:
         """An empty program whose buffers hold up to `capacity` rows."""
 
+    def prepare(self) -> None:
+        """Make what programs recorded so far need, where making it takes much memory for a while.
+
+        Before a model's weights are read there is room for that. Without it the first run does.
+        """
+
     def close(self) -> None:
         """Stop its threads; programs of it can no longer run."""
 

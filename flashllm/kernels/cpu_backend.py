@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from flashllm.kernels.cpu.program import CPUProgram, SharedScratch
+from flashllm.kernels.compiling import compile_apart
+from flashllm.kernels.cpu.program import CPUProgram, Shared
 from flashllm.kernels.team import Team
 
 
@@ -17,11 +18,15 @@ class CPUBackend:
     def __init__(self, threads: int):
         self.threads = threads
         self._team = Team(threads)
-        self._scratch: SharedScratch = {}
+        self._shared = Shared()
 
     def program(self, capacity: int) -> CPUProgram:
         """An empty program for this team."""
-        return CPUProgram(capacity, self._team, self._scratch)
+        return CPUProgram(capacity, self._team, self._shared)
+
+    def prepare(self) -> None:
+        """Compile the kernels of all programs so far, if they are not, in a process apart."""
+        compile_apart(self._shared.ops)
 
     def close(self) -> None:
         """Stop and join the workers."""

@@ -139,14 +139,28 @@ class _CacheImpl(caching.CompileResultCacheImpl):
         return not (cres.lifted or cres.library.has_dynamic_globals)
 
 
+_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError)
+"""What reading a damaged file of the cache raises."""
+
+
 class _KernelCache(caching.FunctionCache):
     _impl_class = _CacheImpl
+
+    def has(self, compiled: CFunc) -> bool:
+        """Whether the index lists the code of a function; that of a damaged one lists nothing."""
+        context = compiled._targetdescr.target_context
+        context.refresh()
+        try:
+            listed = self._cache_file._load_index()
+        except (OSError, *_DAMAGE):
+            return False
+        return self._index_key(compiled._sig, context.codegen()) in listed
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The cached code, or None if there is none or the file is damaged."""
         try:
             return super().load_overload(sig, target_context)
-        except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError):
+        except _DAMAGE:
             self.flush()
             return None
 
@@ -158,9 +172,21 @@ class Op:
         self.__doc__ = function.__doc__
         self._function = function
 
+    @property
+    def name(self) -> str:
+        """Where it is defined: "module:function"."""
+        return f"{self._function.__module__}:{self._function.__name__}"
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its native code is in the cache, so that asking for the address is quick."""
+        there: bool = self._compiled._cache.has(self._compiled)
+        return there
+
     @functools.cached_property
     def address(self) -> int:
         """Address of the native code; compiles it, or loads it from the cache."""
+        self._compiled.compile()
         address: int = self._compiled.address
         return address
 
@@ -168,7 +194,6 @@ class Op:
     def _compiled(self) -> Any:
         compiled: Any = CFunc(self._function, _OP_SIGNATURE, {}, {"nopython": True, **_FLAGS})
         compiled._cache = _KernelCache(self._function)
-        compiled.compile()
         return compiled
 
 

@@ -18,6 +18,9 @@ class ReferenceBackend:
         """An empty program."""
         return ReferenceProgram(capacity)
 
+    def prepare(self) -> None:
+        """Nothing to compile."""
+
     def close(self) -> None:
         """Nothing to stop."""
 

@@ -69,13 +69,12 @@ def load_decoder(
             taken=taken,
             fitting_context=lambda: needs.largest_context((budget or 0) - taken, n_ctx),
         )
-        units = Units(model, residency, config.n_layers, asked.io, on_progress)
-        try:
-            wiring = Wiring(model, config, backend, units, KV_DTYPES[kv_dtype], step_tokens)
-            return wiring.decoder(budget, scratch)
-        except BaseException:
-            units.close()
-            raise
+        units = Units(model, residency, config.n_layers, asked.io)
+        wiring = Wiring(model, config, backend, units, KV_DTYPES[kv_dtype], step_tokens)
+        decoder = wiring.decoder(budget, scratch)
+        backend.prepare()
+        units.load(on_progress)
+        return decoder
     except BaseException:
         backend.close()
         raise

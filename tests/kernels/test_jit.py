@@ -97,3 +97,31 @@ def test_another_cpu_has_its_own_code(run):
     code, fresh, theirs = run(NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse2")
     assert (code, fresh) == (127, True)
     assert ours != theirs
+
+
+APART = """
+import sys
+from flashllm import kernels
+from flashllm.kernels import compiling, jit
+from flashllm.kernels.weights import Activations
+
+ops = [getattr(__import__(f"flashllm.kernels.cpu.{module}", fromlist=[name]), name)
+       for module, name in (("norms", "rms_norm"), ("norms", "layer_norm"), ("activation",
+       "quantize"), ("elementwise", "copy"))]
+if "broken" in sys.argv:
+    sys.executable = "/nowhere/python"
+compiling.compile_apart(ops[: int(sys.argv[1])])
+print([op.is_compiled for op in ops])
+print(ops[0].address > 0, ops[0].is_compiled)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "compiled"), [(["4"], True), (["3"], False), (["4", "broken"], False)], ids=str
+)
+def test_many_kernels_are_compiled_in_a_process_apart(tmp_path, arguments, compiled):
+    """Few are not, and where no process can be had they are compiled when they are used."""
+    env = {**os.environ, "FLASHLLM_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", APART, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.splitlines() == [str([compiled] * 4), "True True"]

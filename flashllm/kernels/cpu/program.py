@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -39,19 +40,28 @@ from flashllm.kernels.weights import (
 
 Encoded = tuple[Op, list[int]]
 Integers = NDArray[np.int64]
-SharedScratch = dict[tuple[int, int], Floats]
-"""Arrays by shape, which all programs of a team share: a team runs one at a time. Steps that use
-them begin only when all earlier ones are done."""
 _NONE: Floats = np.zeros(16, np.float32)
 """What kernels add where there is no bias, always the same 16 zeros."""
 _WIDEST = 1 << 30
 """A window beyond any position: kernels compare lanes as int32."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What all programs of a team share: a team runs one at a time.
+
+    scratch: arrays by shape; steps that use them begin only when all earlier ones are done. ops:
+    the kernels of all steps.
+    """
+
+    scratch: dict[tuple[int, int], Floats] = dataclasses.field(default_factory=dict)
+    ops: set[Op] = dataclasses.field(default_factory=set)
+
+
 class CPUProgram(Program):
     """Native instructions and the buffers they point to, which it keeps alive."""
 
-    def __init__(self, capacity: int, team: Team, shared: SharedScratch):
+    def __init__(self, capacity: int, team: Team, shared: Shared):
         super().__init__(capacity)
         self._team = team
         self._shared = shared
@@ -75,13 +85,14 @@ class CPUProgram(Program):
     def _emit(self, name: str, *args: Any, parallel: bool = False) -> None:
         encode: Callable[..., Encoded] = getattr(self, f"_encode_{name}")
         op, words = encode(*args)
+        self._shared.ops.add(op)
         self._steps.append((op, np.array(words, np.int64), parallel))
         self._kept.append(args)
         self._instructions = None
 
     def _scratch(self, shape: tuple[int, int]) -> Floats:
         """Floats that hold nothing between two steps: one array for all steps of this shape."""
-        array = self._shared.setdefault(shape, np.zeros(shape, np.float32))
+        array = self._shared.scratch.setdefault(shape, np.zeros(shape, np.float32))
         self._kept.append(array)
         return array
 

@@ -1,0 +1,55 @@
+"""Compiles many kernels in a process of its own, whose memory goes when it ends.
+
+The compiler keeps most of what it has worked with: 105 MB for the kernels of a model, which a
+process with a memory limit would have to go without for as long as it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Collection
+
+from flashllm.kernels.jit import Op
+
+FEW = 3
+"""So many kernels are compiled here: less memory and sooner done than starting a process."""
+
+_LIMIT_S = 600
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from flashllm.kernels.compiling import compile_here; compile_here(json.loads(sys.argv[2]))"
+)
+
+
+def compile_apart(ops: Collection[Op]) -> None:
+    """Have the cache hold the native code of `ops`, if it does not, and if a process can be had.
+
+    What fails is compiled later, when it is used, in the process that uses it.
+    """
+    missing = sorted(op.name for op in ops if not op.is_compiled)
+    # In a frozen application sys.executable is that application, not Python.
+    if len(missing) <= FEW or getattr(sys, "frozen", False) or not sys.executable:
+        return
+    arguments = [json.dumps(sys.path), json.dumps(missing)]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            [sys.executable, "-I", "-c", _PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_LIMIT_S,
+            check=False,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+
+
+def compile_here(names: Collection[str]) -> None:
+    """Compile kernels by their names into the cache."""
+    for name in names:
+        module, _, function = name.partition(":")
+        op: Op = getattr(importlib.import_module(module), function)
+        _ = op.address
