@@ -18,6 +18,7 @@ from flashllm.convert.gguf_blocks import EXACT, KEPT
 from flashllm.convert.planning import plan_checkpoint
 from flashllm.errors import UnsupportedModel
 from flashllm.flash.format import FFNPart, MatrixPart, read_model
+from flashllm.model.options import LoadOptions
 
 SHAPE = {"layers": 2, "hidden": 256, "ffn": 512, "heads": 4, "kv_heads": 2, "vocab": 320}
 Q4_K_M = {"token_embd": "Q6_K", "attn_v": "Q6_K", "ffn_down": "Q6_K"}
@@ -71,7 +72,7 @@ def add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
 @pytest.mark.parametrize("dtype", [d for d in KEPT if d not in ("F32", "F16", "BF16")])
 def test_every_type_is_converted(tmp_path: Path, dtype: str) -> None:
     source = write(tmp_path / "m.gguf", lambda role: dtype)
-    plan = plan_checkpoint(source)
+    plan = plan_checkpoint(source, LoadOptions())
     model = read_model(convert(source, tmp_path / "m"))
     assert plan.dtypes == (KEPT[dtype],)
     assert plan.weight_bytes == model.unit_bytes
@@ -81,7 +82,7 @@ def test_every_type_is_converted(tmp_path: Path, dtype: str) -> None:
 
 def test_a_mixture_as_llama_cpp_makes_it(tmp_path: Path) -> None:
     source = write(tmp_path / "m.gguf", lambda role: Q4_K_M.get(role, "Q4_K"))
-    plan = plan_checkpoint(source)
+    plan = plan_checkpoint(source, LoadOptions())
     model = read_model(convert(source, tmp_path / "m"))
     assert plan.weight_bytes == model.unit_bytes
     assert set(plan.dtypes) == {"q4m", "q8"}
@@ -98,7 +99,7 @@ def test_gate_and_up_of_different_types(tmp_path: Path) -> None:
     source = write(
         tmp_path / "m.gguf", lambda role: {"ffn_up": "Q6_K", "ffn_gate": "Q4_K"}.get(role, "Q4_0")
     )
-    plan = plan_checkpoint(source)
+    plan = plan_checkpoint(source, LoadOptions())
     model = read_model(convert(source, tmp_path / "m"))
     ffn = model.groups["layers.0.ffn"].parts[0]
     assert isinstance(ffn, FFNPart)
@@ -118,4 +119,4 @@ def test_types_without_arithmetic_are_refused(tmp_path: Path, name: str, dtype: 
     header = header[:at] + header[at:].replace(b'"F32"', b'"I32"', 1)
     file.write_bytes(data[:8] + header + data[8 + length :])
     with pytest.raises(UnsupportedModel, match=f"{name} is I32"):
-        plan_checkpoint(folder, dtype=dtype)
+        plan_checkpoint(folder, LoadOptions(), dtype=dtype)
