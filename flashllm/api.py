@@ -47,7 +47,7 @@ def load(
     checkpoints what `convert` raises.
     """
     folder = locate(model, _workshop(on_progress, on_message), dtype)
-    return LLM.open(folder, on_progress=on_progress, **options)
+    return LLM.open(folder, on_progress=on_progress, on_message=on_message, **options)
 
 
 def stored_speed(folder: Path) -> ReadSpeed | None:

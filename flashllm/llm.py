@@ -6,12 +6,12 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 from flashllm.errors import InvalidInput
 from flashllm.generate import engine, session_file
 from flashllm.generate import score as scoring
-from flashllm.generate.golden import read_golden
+from flashllm.generate.golden import Window, read_golden
 from flashllm.generate.model_memory import held
 from flashllm.generate.opening import Progress, open_model
 from flashllm.generate.reply import Reply, ReplyChannel
@@ -19,8 +19,11 @@ from flashllm.generate.sampling import SamplingOptions, SamplingParams
 from flashllm.generate.service import MakeEvents, Service
 from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
+from flashllm.model.memory import kv_bytes
 from flashllm.model.options import LoadArguments, LoadOptions
 from flashllm.model.plan import DEFAULT_CONTEXT
+
+Result = TypeVar("Result")
 
 __all__ = ["LLM", "Message", "Reply", "Session"]
 
@@ -155,8 +158,13 @@ class LLM:
         """
         params = SamplingParams().with_options(sampling)
         context = None if n_ctx is None else self._context(n_ctx, n_ctx)
-        model = self._service.model
-        state = self._service.call(lambda: session_file.load(Path(path), model, context))
+        model, memory, file = self._service.model, self._service.memory, Path(path)
+
+        def load() -> SessionState:
+            with memory.lent(session_file.loading_bytes(file)):
+                return session_file.load(file, model, context)
+
+        state = self._service.call(load)
         return self._adopt(state, params)
 
     def complete(self, prompt: str, **sampling: Unpack[SamplingOptions]) -> Reply:
@@ -185,23 +193,29 @@ class LLM:
         """The perplexity of `text`, read in windows of so many tokens.
 
         on_progress: told, on another thread, of the tokens read and in all; what it raises ends
-        the scoring. Raises InvalidInput if there is nothing to predict.
+        the scoring. Raises InvalidInput if there is nothing to predict; OutOfBudget.
         """
         tokens = self.tokenizer.encode(text)
         windows = scoring.split_windows(len(tokens), min(window, self.config.context_length))
         decoder = self._service.model.decoder
-        return self._service.call(lambda: scoring.perplexity(decoder, tokens, windows, on_progress))
+        return self._scored(
+            windows, on_progress, lambda tell: scoring.perplexity(decoder, tokens, windows, tell)
+        )
 
     def compare(
         self, golden: Path | str, on_progress: Progress | None = None
     ) -> scoring.Comparison:
         """How far this model's predictions are from the reference's stored in `golden`.
 
-        Raises ModelIOError, CorruptModel.
+        Raises ModelIOError, CorruptModel, OutOfBudget.
         """
         reference = read_golden(Path(golden), self.config.vocab_size)
         decoder = self._service.model.decoder
-        return self._service.call(lambda: scoring.compare_golden(decoder, reference, on_progress))
+        return self._scored(
+            reference.windows,
+            on_progress,
+            lambda tell: scoring.compare_golden(decoder, reference, tell),
+        )
 
     def close(self) -> None:
         """Stop the replies in progress, free the memory. The model cannot be used any more."""
@@ -218,6 +232,29 @@ class LLM:
         if n_ctx is not None and not 0 < n_ctx <= most:
             raise InvalidInput(f"a context of {n_ctx} tokens; this model was made for 1 to {most}")
         return default if n_ctx is None else n_ctx
+
+    def _scored(
+        self,
+        windows: Sequence[Window],
+        on_progress: Progress | None,
+        work: Callable[[Progress], Result],
+    ) -> Result:
+        """Do `work` on the engine's thread with room for its windows; what else is urgent, too."""
+        service = self._service
+        longest = max((end - start for start, end in windows), default=1)
+        needed = kv_bytes(self.config, longest, self.kv_dtype)
+        needed += scoring.scratch_bytes(self.config.vocab_size)
+
+        def tell(done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress(done, total)
+            service.between_layers()
+
+        def with_room() -> Result:
+            with service.memory.lent(needed):
+                return work(tell)
+
+        return service.call(with_room)
 
     def _adopt(self, state: SessionState, params: SamplingParams) -> Session:
         self._service.adopt(state)

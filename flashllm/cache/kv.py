@@ -54,9 +54,9 @@ class Sequence:
 
     def export(self) -> dict[str, NDArray[Any]]:
         """The valid part, as arrays to save: keys, values and the length; of q8 whole blocks, as
-        uint8 [layers, kv_heads, bytes].
+        uint8 [layers, kv_heads, bytes]. They are views, right until the sequence changes.
         """
-        keys, values = (np.ascontiguousarray(part) for part in self._valid(self.length))
+        keys, values = self._valid(self.length)
         if keys.dtype.names:
             keys, values = keys.view(np.uint8), values.view(np.uint8)
         return {"keys": keys, "values": values, "length": np.array([self.length], np.int64)}

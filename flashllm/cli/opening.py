@@ -15,7 +15,9 @@ def open_llm(path: Path, options: EngineOptions, report: Report) -> LLM:
     """The model in the folder `path`, in memory. Raises what loading raises."""
     say_if_compiling(options.load.backend, report)
     report.stage("loading")
-    llm = LLM.open(path, on_progress=report.bytes, **options.load.arguments())
+    llm = LLM.open(
+        path, on_progress=report.bytes, on_message=report.message, **options.load.arguments()
+    )
     if llm.io_fallback:
         report.message(llm.io_fallback)
     return llm

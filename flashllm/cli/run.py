@@ -69,15 +69,15 @@ def command(
         options = Settings(sampling, recommended(path)).sampling()
         with opening.open_llm(path, engine, report) as llm:
             report.clear()
-            session = opening.open_session(llm, session_file, system)
-            reply = llm.complete(text, **options) if raw else session.stream(text, **options)
+            session = None if raw else opening.open_session(llm, session_file, system)
+            reply = session.stream(text, **options) if session else llm.complete(text, **options)
             if as_json:
                 click.echo(json.dumps({"model": llm.name, **collect(reply)}))
             else:
                 end = print_reply(reply, report)
                 if stats:
                     click.echo(reply_line(end.stats), err=True)
-            if session_file:
+            if session and session_file:
                 session.save(session_file)
 
 

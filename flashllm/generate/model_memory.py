@@ -65,7 +65,7 @@ class ModelMemory:
     def _beside(self) -> int:
         """Bytes besides weights and buffers."""
         leaving = sum(self._kv_bytes(state.n_ctx) for state in list(self._leaving))
-        return max(self._reserved, self.kv_bytes + leaving) + self._lent
+        return max(self._reserved, self.kv_bytes + leaving + self._lent)
 
     def resize(self, budget: int | None, follows: bool, on_progress: Progress) -> None:
         """Use so much from now on. Raises OutOfBudget, and nothing has changed; CorruptModel,
@@ -106,7 +106,7 @@ class ModelMemory:
 
     @contextlib.contextmanager
     def lent(self, nbytes: int) -> Iterator[None]:
-        """Room for something else meanwhile. Weights come back to it when it is next needed.
+        """Room for something else meanwhile. It remains so until room is next asked for.
 
         Raises OutOfBudget.
         """

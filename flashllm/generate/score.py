@@ -17,7 +17,10 @@ Progress = Callable[[int, int], None]
 Floats = npt.NDArray[np.float64]
 
 DEFAULT_WINDOW = 512
-_CHUNK = 32
+_LOGITS = 1 << 22
+_MOST_ROWS, _LEAST_ROWS = 128, 8
+"""Tokens of a step are as many as have about so many logits, within these bounds: each step may
+read all weights from flash."""
 """Tokens whose logits are held at once: 32 rows of a vocabulary of 128k are 32 MB of float64."""
 
 _RESOLUTION = 1e-7
@@ -129,12 +132,13 @@ def _predictions(
     tokens of it.
     """
     total, done = sum(end - start for start, end in windows), 0
+    rows = _rows(decoder.config.vocab_size)
     sequence = decoder.new_sequence(max((end - start for start, end in windows), default=1))
     try:
         for start, end in windows:
             sequence.truncate(0)
-            for at in range(start, end, _CHUNK):
-                piece = tokens[at : min(at + _CHUNK, end)]
+            for at in range(start, end, rows):
+                piece = tokens[at : min(at + rows, end)]
                 yield range(at, end), _log_softmax(decoder.step(sequence, piece, logits="all"))
                 done += len(piece)
                 if on_progress is not None:
@@ -143,9 +147,20 @@ def _predictions(
         sequence.close()
 
 
+def scratch_bytes(vocab: int) -> int:
+    """Memory that scoring takes besides keys and values, with a vocabulary of so many tokens."""
+    return _rows(vocab) * vocab * (4 + 2 * 8)
+
+
+def _rows(vocab: int) -> int:
+    """Tokens of a step."""
+    return max(_LEAST_ROWS, min(_MOST_ROWS, _LOGITS // vocab))
+
+
 def _log_softmax(logits: npt.NDArray[np.float32]) -> Floats:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    out: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    out: Floats = logits.astype(np.float64)
+    out -= out.max(axis=1, keepdims=True)
+    out -= np.log([[np.exp(row).sum()] for row in out])
     if not np.isfinite(out).all():
         raise EngineError(
             "the model produced logits that are not numbers; check it with `flashllm verify`"

@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +40,7 @@ def save(state: SessionState, path: Path) -> None:
     Raises ModelIOError or DiskFull, naming the file.
     """
     arrays: Arrays = {"tokens": np.asarray(state.tokens, dtype=np.int32)}
-    arrays |= {_KV + name: np.ascontiguousarray(a) for name, a in state.sequence.export().items()}
+    arrays |= {_KV + name: array for name, array in state.sequence.export().items()}
     messages = [{"role": m.role, "content": m.content} for m in state.messages]
     metadata = {
         "format": FORMAT,
@@ -97,6 +98,14 @@ def load(path: Path, model: ChatModel, n_ctx: int | None = None) -> SessionState
     return state
 
 
+def loading_bytes(path: Path) -> int:
+    """Memory that loading `path` takes beside the session: the file, and a copy of its arrays."""
+    try:
+        return 2 * path.stat().st_size
+    except OSError:
+        return 0  # loading will say why
+
+
 def _checksum(metadata: dict[str, str], arrays: Arrays) -> str:
     """xxh3 of everything in the file but the checksum itself."""
     digest = xxhash.xxh3_64()
@@ -104,7 +113,8 @@ def _checksum(metadata: dict[str, str], arrays: Arrays) -> str:
         digest.update(f"{key}={metadata[key]}\n".encode("utf-8", "surrogatepass"))
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
+        for part in _parts(arrays[name]):
+            digest.update(part.data)
     return digest.hexdigest()
 
 
@@ -136,7 +146,14 @@ def _write_safetensors(file: IO[bytes], metadata: dict[str, str], arrays: Arrays
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
     for array in arrays.values():
-        file.write(array.data)
+        for part in _parts(array):
+            file.write(part.data)
+
+
+def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """The array piece by piece, each contiguous: a whole copy of a cache would take much memory."""
+    for part in array if array.ndim > 1 else [array]:
+        yield np.ascontiguousarray(part)
 
 
 def _read(path: Path, config: ModelConfig) -> tuple[dict[str, str], Arrays]:
