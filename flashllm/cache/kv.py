@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,16 @@ from flashllm.kernels.weights import q8_keys, q8_values
 
 BLOCK = 16
 """Positions whose keys lie side by side: a lane of a kernel's vector is a position."""
+
+
+class SavedArray(Protocol):
+    """An array, or what has its shape and dtype and gives one part after another, as it does."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 class Sequence:
@@ -61,8 +71,11 @@ class Sequence:
             keys, values = keys.view(np.uint8), values.view(np.uint8)
         return {"keys": keys, "values": values, "length": np.array([self.length], np.int64)}
 
-    def restore(self, saved: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what export() gave. Raises CorruptModel unless every shape and number fits."""
+    def restore(self, saved: Mapping[str, SavedArray]) -> None:
+        """Take over what export() gave, layer by layer. Raises CorruptModel, and is empty, unless
+        every shape and number fits.
+        """
+        self.length = 0
         length = _saved_length(saved, self.n_ctx)
         for name, target in zip(("keys", "values"), self._valid(length), strict=True):
             source = saved.get(name)
@@ -76,11 +89,12 @@ class Sequence:
                     f"saved {name}: {found}, expected {dtype}{list(shape)}; "
                     "was it saved with another model?"
                 )
-            if in_blocks:
-                source = np.ascontiguousarray(source).view(target.dtype)
-            if not np.isfinite(source["scales"] if in_blocks else source).all():
-                raise CorruptModel(f"saved {name} hold numbers that are not finite")
-            target[:] = source
+            for layer, values in zip(target, source, strict=True):
+                if in_blocks:
+                    values = np.ascontiguousarray(values).view(target.dtype)
+                if not np.isfinite(values["scales"] if in_blocks else values).all():
+                    raise CorruptModel(f"saved {name} hold numbers that are not finite")
+                layer[:] = values
         self.length = length
 
     def _valid(self, length: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -100,11 +114,11 @@ def _array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     return growing_buffer(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
 
 
-def _saved_length(saved: Mapping[str, NDArray[Any]], n_ctx: int) -> int:
+def _saved_length(saved: Mapping[str, SavedArray], n_ctx: int) -> int:
     stored = saved.get("length")
     if stored is None or stored.shape != (1,) or stored.dtype != np.int64:
         raise CorruptModel("the saved sequence lacks its length")
-    length = int(stored[0])
+    length = int(next(iter(stored)))
     if not 0 <= length <= n_ctx:
         raise CorruptModel(f"the saved sequence has {length} tokens; the context holds {n_ctx}")
     return length

@@ -8,20 +8,21 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import xxhash
 
+from flashllm.cache.kv import SavedArray
 from flashllm.errors import CorruptModel, DiskFull, InvalidInput, ModelIOError
 from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
-from flashllm.model.config import ModelConfig
+from flashllm.model.config import MAX_LAYERS, ModelConfig
 from flashllm.model.memory import kv_bytes
+from flashllm.safetensors_header import TensorPlace, read_header
 
 FORMAT, VERSION = "flashllm-session", "1"
 
@@ -67,10 +68,18 @@ def load(path: Path, model: ChatModel, n_ctx: int | None = None) -> SessionState
     ModelIOError; InvalidInput for a cache that could be restored but for the dtype of its keys and
     values; CorruptModel for a file that is not a session, or lies.
     """
-    metadata, arrays = _read(path, model.decoder.config)
+    try:
+        with path.open("rb") as file:
+            return _load(file, path, model, n_ctx)
+    except OSError as error:
+        raise ModelIOError(f"{path}: cannot read the session: {error.strerror}", path) from error
+
+
+def _load(file: BinaryIO, path: Path, model: ChatModel, n_ctx: int | None) -> SessionState:
+    metadata, arrays = _read(file, path, model.decoder.config)
     messages = _messages(path, metadata["messages"])
     tokens = arrays.pop("tokens", None)
-    if tokens is None or tokens.dtype != np.int32 or tokens.ndim != 1:
+    if not isinstance(tokens, np.ndarray) or tokens.dtype != np.int32 or tokens.ndim != 1:
         raise CorruptModel(f"{path}: the session's tokens are missing or not a list of int32")
     vocab = model.decoder.config.vocab_size
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
@@ -98,15 +107,7 @@ def load(path: Path, model: ChatModel, n_ctx: int | None = None) -> SessionState
     return state
 
 
-def loading_bytes(path: Path) -> int:
-    """Memory that loading `path` takes beside the session: the file, and a copy of its arrays."""
-    try:
-        return 2 * path.stat().st_size
-    except OSError:
-        return 0  # loading will say why
-
-
-def _checksum(metadata: dict[str, str], arrays: Arrays) -> str:
+def _checksum(metadata: dict[str, str], arrays: Mapping[str, SavedArray]) -> str:
     """xxh3 of everything in the file but the checksum itself."""
     digest = xxhash.xxh3_64()
     for key in sorted(metadata.keys() - {"xxh3"}):
@@ -150,44 +151,75 @@ def _write_safetensors(file: IO[bytes], metadata: dict[str, str], arrays: Arrays
             file.write(part.data)
 
 
-def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+def _parts(array: SavedArray) -> Iterator[npt.NDArray[Any]]:
     """The array piece by piece, each contiguous: a whole copy of a cache would take much memory."""
-    for part in array if array.ndim > 1 else [array]:
+    for part in array if len(array.shape) > 1 else [array]:
         yield np.ascontiguousarray(part)
 
 
-def _read(path: Path, config: ModelConfig) -> tuple[dict[str, str], Arrays]:
+def _read(
+    file: BinaryIO, path: Path, config: ModelConfig
+) -> tuple[dict[str, str], dict[str, SavedArray]]:
     """Metadata and arrays of the file, with sizes and checksum verified."""
-    try:
-        size = path.stat().st_size
-        if size > _MAX_HEADER + kv_bytes(config, config.context_length, "f32"):
-            raise CorruptModel(f"{path}: {size} bytes is more than a session of this model can be")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelIOError(f"{path}: cannot read the session: {error.strerror}", path) from error
-    try:
-        tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
-        length = struct.unpack_from("<Q", data)[0]
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise CorruptModel(f"{path}: not a session file: {error}") from None
-    if metadata.get("format") != FORMAT:
+    size = os.fstat(file.fileno()).st_size
+    if size > _MAX_HEADER + kv_bytes(config, config.context_length, "f32"):
+        raise CorruptModel(f"{path}: {size} bytes is more than a session of this model can be")
+    places = read_header(file, path, size, _MAX_HEADER)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    metadata = json.loads(file.read(length)).get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise CorruptModel(f"{path}: not a session file of flashllm")
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise CorruptModel(f"{path}: the session's metadata are not texts")
     if metadata.get("version") != VERSION:
         raise CorruptModel(
             f"{path}: session format {metadata.get('version')!r}, this flashllm reads {VERSION!r}"
         )
     if missing := {"model", "n_ctx", "messages", "xxh3"} - metadata.keys():
         raise CorruptModel(f"{path}: the session lacks {min(missing)!r}")
-    arrays: Arrays = {}
-    for name, tensor in tensors:
-        if tensor["dtype"] not in _DTYPES:
-            raise CorruptModel(f"{path}: tensor {name[:80]!r} has type {tensor['dtype']!r}")
-        flat = np.frombuffer(tensor["data"], dtype=_DTYPES[tensor["dtype"]])
-        arrays[name] = flat.reshape(tensor["shape"])
+    arrays: dict[str, SavedArray] = {}
+    for name, place in places.items():
+        if place.dtype not in _DTYPES:
+            raise CorruptModel(f"{path}: tensor {name[:80]!r} has type {place.dtype!r}")
+        stored = StoredArray(file, path, place)
+        arrays[name] = stored if len(place.shape) > 1 else stored.whole()
     if metadata["xxh3"] != _checksum(metadata, arrays):
         raise CorruptModel(f"{path}: the session's checksum does not match; the file is damaged")
     return metadata, arrays
+
+
+class StoredArray:
+    """An array in a file, whose parts [i] are read when they are asked for: a cache may be large.
+
+    Raises CorruptModel for more parts than layers can be, and if the file has become shorter.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, place: TensorPlace) -> None:
+        self.shape = place.shape
+        self.dtype = np.dtype(_DTYPES[place.dtype])
+        self._file = file
+        self._path = path
+        self._place = place
+        if len(place.shape) > 1 and place.shape[0] > MAX_LAYERS:
+            raise CorruptModel(f"{path}: a cache of {place.shape[0]} layers; the file is damaged")
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        count = self.shape[0]
+        for i in range(count):
+            size = self._place.nbytes // count
+            yield self._part(i * size, size).reshape(self.shape[1:])
+
+    def whole(self) -> npt.NDArray[Any]:
+        """All of it."""
+        return self._part(0, self._place.nbytes).reshape(self.shape)
+
+    def _part(self, begin: int, size: int) -> npt.NDArray[Any]:
+        self._file.seek(self._place.offset + begin)
+        data = self._file.read(size)
+        if len(data) != size:
+            raise CorruptModel(f"{self._path}: the file has become shorter; save it again")
+        return np.frombuffer(data, self.dtype)
 
 
 def _messages(path: Path, text: str) -> list[Message]:
