@@ -15,12 +15,14 @@ import tiny
 from fake_decoder import FakeDecoder
 from streamed import Streamed
 
+import flashllm
 from flashllm import machine
 from flashllm.cache.policy import smallest_room
 from flashllm.errors import Cancelled, CorruptModel, InvalidInput, OutOfBudget
 from flashllm.flash import layout
 from flashllm.generate import model_memory
 from flashllm.generate.pressure import GROW_S, LOOK_S, MemoryWatch, Reading
+from flashllm.generate.score import scratch_bytes
 from flashllm.llm import LLM
 from flashllm.model.memory import FIXED_BYTES
 
@@ -146,7 +148,7 @@ def test_a_session_that_needs_room_waits_for_one_layer_only() -> None:
 
 def test_replies_are_the_same_while_the_budget_changes(llm: LLM, folder: Path) -> None:
     expected = ask(llm)
-    chat = llm.session(temperature=0, max_tokens=100)
+    chat = llm.session(temperature=0, max_tokens=40)
     whole = chat.ask(QUESTION * 3)
     another = llm.kv_bytes
     choices = [budget(llm, folder, share, another) for share in (0.0, 0.9, 0.4, 0.1)]
@@ -380,3 +382,60 @@ def test_a_session_under_auto_may_use_what_has_become_free(
         with pytest.raises(OutOfBudget, match="KV cache"):
             sessions.append(auto.session())
         assert len(sessions) == 3
+
+
+def test_scoring_borrows_room_from_the_weights(llm: LLM, folder: Path) -> None:
+    text = tiny.CORPUS * 2
+    expected = llm.score(text, window=64).perplexity
+    borrowed = scratch_bytes(llm.config.vocab_size)
+    llm.resize(budget(llm, folder, 0.5))
+    with pytest.raises(OutOfBudget, match="needed"):
+        llm.score(text, window=64)
+    limit = budget(llm, folder, 0, 2 * borrowed)
+    llm.resize(limit)
+    had = llm.weight_bytes
+    assert llm.score(text, window=64).perplexity == expected
+    llm.resize(limit)
+    assert llm.weight_bytes == had
+
+
+def test_a_resize_does_not_wait_for_scoring_to_end(llm: LLM) -> None:
+    reached, go = threading.Event(), threading.Event()
+    limits: list[int | None] = []
+
+    def on_progress(done: int, total: int) -> None:
+        limits.append(llm.mem_budget)
+        if done < total / 2:
+            reached.set()
+            assert go.wait(WAIT_S)
+
+    scoring = threading.Thread(
+        target=lambda: llm.score(tiny.CORPUS * 4, window=16, on_progress=on_progress)
+    )
+    scoring.start()
+    assert reached.wait(WAIT_S)
+    resizing = threading.Thread(target=llm.resize, args=("3GB",))
+    resizing.start()
+    while llm._service._engine._urgent.empty():
+        pass
+    go.set()
+    resizing.join(WAIT_S)
+    scoring.join(WAIT_S)
+    assert limits[0] is None
+    assert limits[-1] == 3_000_000_000
+
+
+def test_a_conversation_may_be_told_that_memory_is_short(
+    folder: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the package's `load` passes it on."""
+    less = budget(llm, folder, 0.2)
+    llm.close()
+    system = System(monkeypatch, allowed=10 * FIXED_BYTES)
+    system.total = 20 << 20
+    said: list[str] = []
+    with flashllm.load(folder, n_ctx=N_CTX, on_message=said.append) as loaded:
+        system.allowed = less
+        system.now += LOOK_S
+        ask(loaded)
+    assert len(said) == 1

@@ -18,7 +18,7 @@ COMMANDS = {
     "set": ("[NAME VALUE]", "show the settings, or change one: /set temp 0.7"),
     "show": ("", "describe the model"),
     "stats": ("", "show what the conversation has cost so far"),
-    "mem": ("", "show the memory in use"),
+    "mem": ("[SIZE]", "show the memory in use, or use SIZE from now on: /mem 2GB, /mem auto"),
     "retry": ("", "answer the last message again"),
     "read": ("FILE", "put the text of FILE in front of your next message"),
     "bye": ("", "leave (so does Ctrl-D)"),

@@ -66,7 +66,7 @@ class Conversation:
             "set": self._set,
             "show": lambda _: screen.note(figures.model_lines(llm)),
             "stats": lambda _: screen.note(self.totals.describe()),
-            "mem": lambda _: screen.note(figures.memory_lines(llm)),
+            "mem": self._mem,
             "retry": lambda _: self._retry(),
             "read": self._read,
         }
@@ -129,6 +129,11 @@ class Conversation:
         if text:
             self.settings.change(text)
         self.screen.note(self.settings.describe())
+
+    def _mem(self, size: str) -> None:
+        if size:
+            self.llm.resize(size)
+        self.screen.note(figures.memory_lines(self.llm))
 
     def _save(self, file: str) -> None:
         path = Path(file).expanduser()

@@ -294,6 +294,14 @@ def test_stats_and_mem_and_show(chat: Fixture) -> None:
     assert "straw" in shown
 
 
+def test_mem_with_a_size_changes_the_budget(chat: Fixture) -> None:
+    asked: list[str] = []
+    chat.llm.resize = asked.append
+    chat.type("/mem 2GB", "/mem auto", "/mem")
+    assert asked == ["2GB", "auto"]
+    assert all("limit" in note for note in chat.screen.notes[-3:])
+
+
 def test_stats_sum_what_every_reply_read_and_waited_for(chat: Fixture) -> None:
     for stats in (STREAMED, STREAMED, STATS):
         chat.conversation.totals.add(stats)

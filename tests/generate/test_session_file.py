@@ -190,6 +190,9 @@ LIES: dict[str, Callable[[dict[str, str], dict[str, Any]], Any]] = {
     "fewer tokens than the cache": lambda m, a: a.update(tokens=a["tokens"][1:]),
     "a cache of another type": lambda m, a: a.update({"kv.keys": a["kv.keys"].astype(np.float32)}),
     "a cache of another shape": lambda m, a: a.update({"kv.keys": a["kv.keys"][None]}),
+    "a cache of more layers than there can be": lambda m, a: a.update(
+        {"kv.keys": np.zeros((1025, 0), np.float16)}
+    ),
     "an unsupported type": lambda m, a: a.update({"kv.keys": a["kv.keys"].astype(np.int16)}),
     "no cache": lambda m, a: a.pop("kv.keys"),
     "more than there should be": lambda m, a: a.update({"kv.more": a["kv.keys"]}),
