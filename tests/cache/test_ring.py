@@ -230,5 +230,5 @@ class AnyUse(RuleBasedStateMachine):
 
 def test_any_use(model: Streamed) -> None:
     run_state_machine_as_test(
-        lambda: AnyUse(model), settings=settings(max_examples=60, stateful_step_count=40)
+        lambda: AnyUse(model), settings=settings(max_examples=40, stateful_step_count=40)
     )

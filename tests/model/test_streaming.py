@@ -89,8 +89,13 @@ def logits(decoder: Decoder, cuts: list[int], close: bool = True) -> np.ndarray:
     return np.concatenate(kept)
 
 
-@pytest.mark.parametrize("io", IO_MODES)
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize(
+    ("share", "io"),
+    [
+        *((share, "auto") for share in SHARES),
+        *((share, io) for io in IO_MODES[1:] for share in (0.4, 0)),
+    ],
+)
 @pytest.mark.parametrize("name", KINDS)
 def test_bitwise_the_same_under_any_budget(
     folders: dict[str, Path], expected: dict[str, np.ndarray], name: str, share: float, io: str
