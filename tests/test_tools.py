@@ -122,6 +122,7 @@ def test_a_command_under_a_limit(tmp_path: Path) -> None:
     cgroup = Path("/sys/fs/cgroup")
     if sys.platform != "linux" or os.geteuid() or not os.access(cgroup, os.W_OK):
         pytest.skip("needs root and control groups")
+    before = set(cgroup.glob("**/memcap-*"))  # of others, who may be at work, too
     take = "import sys; x = bytearray(int(sys.argv[1])); print(len(x))"
     command = [sys.executable, TOOLS / "memcap.py", "--warm", "--limit", "100MB", "--"]
     done = [
@@ -136,4 +137,4 @@ def test_a_command_under_a_limit(tmp_path: Path) -> None:
     assert large["code"] == -9
     assert large["kills"] == 1
     assert done[1].returncode == 137
-    assert not list(cgroup.glob("**/memcap-*"))
+    assert set(cgroup.glob("**/memcap-*")) <= before
