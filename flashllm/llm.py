@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
 
-from flashllm.errors import InvalidInput
 from flashllm.generate import engine, session_file
 from flashllm.generate import score as scoring
 from flashllm.generate.conversation import Session
@@ -20,7 +19,6 @@ from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
 from flashllm.model.memory import kv_bytes
 from flashllm.model.options import LoadArguments, LoadOptions
-from flashllm.model.plan import DEFAULT_CONTEXT
 
 Result = TypeVar("Result")
 
@@ -54,7 +52,7 @@ class LLM:
         self.config = model.decoder.config
         self.tokenizer = model.tokenizer
         self.kv_dtype = model.decoder.kv_dtype
-        self.n_ctx = self._context(n_ctx, min(DEFAULT_CONTEXT, self.config.context_length))
+        self.n_ctx = LoadOptions(n_ctx=n_ctx).context(self.config)
         self._service = Service(
             model, name, self.n_ctx, follows_memory=follows_memory, on_message=on_message
         )
@@ -144,7 +142,7 @@ class LLM:
         """
         params = SamplingParams().with_options(sampling)
         before = [] if system is None else [Message("system", system)]
-        context = self._context(n_ctx, self.n_ctx)
+        context = self.n_ctx if n_ctx is None else self._context(n_ctx)
         return self._adopt(SessionState(self._service.model, context, [*before, *messages]), params)
 
     def load_session(
@@ -156,7 +154,7 @@ class LLM:
         ModelIOError, CorruptModel, OutOfBudget, InvalidInput (saved with another kv_dtype).
         """
         params = SamplingParams().with_options(sampling)
-        context = None if n_ctx is None else self._context(n_ctx, n_ctx)
+        context = None if n_ctx is None else self._context(n_ctx)
         model = self._service.model
         state = self._service.call(lambda: session_file.load(Path(path), model, context))
         return self._adopt(state, params)
@@ -221,11 +219,8 @@ class LLM:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _context(self, n_ctx: int | None, default: int) -> int:
-        most = self.config.context_length
-        if n_ctx is not None and not 0 < n_ctx <= most:
-            raise InvalidInput(f"a context of {n_ctx} tokens; this model was made for 1 to {most}")
-        return default if n_ctx is None else n_ctx
+    def _context(self, n_ctx: int) -> int:
+        return LoadOptions(n_ctx=n_ctx).context(self.config)
 
     def _scored(
         self,

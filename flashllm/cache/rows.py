@@ -26,9 +26,8 @@ class RowUnits:
         self._group = group
         self._sizes = np.diff(group.offsets)
         self._arena = Arena(0, int(self._sizes.max()))
-        self._slots: OrderedDict[int, int] = (
-            OrderedDict()
-        )  # unit: slot, the one used last at the end
+        # unit: slot, the one used last at the end
+        self._slots: OrderedDict[int, int] = OrderedDict()
 
     def reset(self, slots: int) -> None:
         """Forget every unit, and have room for `slots`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 from flashllm import machine
 from flashllm.errors import InvalidInput
@@ -48,7 +48,7 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         """Raises InvalidInput for what no model could be opened with."""
-        if self.kv_dtype not in (None, "f16", "f32", "q8"):
+        if self.kv_dtype not in (None, *get_args(KVDtype)):
             raise InvalidInput(f"keys and values in {self.kv_dtype!r}: choose f16, f32 or q8")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise InvalidInput(f"{self.threads} threads: choose 1 to 1024")
