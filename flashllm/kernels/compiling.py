@@ -13,10 +13,16 @@ import subprocess
 import sys
 from collections.abc import Collection
 
+from flashllm import machine
+from flashllm.errors import OutOfBudget
 from flashllm.kernels.jit import Op
+from flashllm.sizes import format_size
 
 FEW = 3
 """So many kernels are compiled here: less memory and sooner done than starting a process."""
+
+COMPILER_BYTES = 200_000_000
+"""What that process takes at most: 121 to 180 MB were measured."""
 
 _LIMIT_S = 600
 _PROGRAM = (
@@ -28,12 +34,21 @@ _PROGRAM = (
 def compile_apart(ops: Collection[Op]) -> None:
     """Have the cache hold the native code of `ops`, if it does not, and if a process can be had.
 
-    What fails is compiled later, when it is used, in the process that uses it.
+    What fails is compiled later, when it is used, in the process that uses it. Raises OutOfBudget
+    where a container has too little memory for the compiler: the system would end it, or us.
     """
     missing = sorted(op.name for op in ops if not op.is_compiled)
     # In a frozen application sys.executable is that application, not Python.
     if len(missing) <= FEW or getattr(sys, "frozen", False) or not sys.executable:
         return
+    free = machine.cgroup_memory_free()
+    if free is not None and free < COMPILER_BYTES:
+        raise OutOfBudget(
+            f"{len(missing)} kernels are not compiled yet, which takes "
+            f"{format_size(COMPILER_BYTES)} once on a computer, and this container has "
+            f"{format_size(free)} left; run the model once with more memory, or share the cache of "
+            "one where it has run (FLASHLLM_CACHE)"
+        )
     arguments = [json.dumps(sys.path), json.dumps(missing)]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(

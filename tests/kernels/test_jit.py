@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import flashllm
-from flashllm.kernels import jit
+from flashllm.errors import OutOfBudget
+from flashllm.kernels import compiling, jit
 
 PACKAGE = Path(flashllm.__file__).parent
 
@@ -19,7 +20,8 @@ PROGRAM = """
 import sys
 import numpy as np
 from flashllm import kernels
-from flashllm.kernels import jit
+from flashllm.errors import OutOfBudget
+from flashllm.kernels import compiling, jit
 from flashllm.kernels.weights import Activations
 
 fresh = not any(jit.cache_directory().iterdir())
@@ -125,3 +127,18 @@ def test_many_kernels_are_compiled_in_a_process_apart(tmp_path, arguments, compi
     command = [sys.executable, "-c", APART, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     assert done.stdout.splitlines() == [str([compiled] * 4), "True True"]
+
+
+def test_a_container_too_small_for_the_compiler_is_told_so_before_anything_is_killed(monkeypatch):
+    class Missing:
+        is_compiled = False
+
+        def __init__(self, name):
+            self.name = name
+
+    ops = [Missing(f"module:{i}") for i in range(compiling.FEW + 1)]
+    monkeypatch.setattr(compiling.subprocess, "run", lambda *args, **kwargs: pytest.fail("started"))
+    monkeypatch.setattr(compiling.machine, "cgroup_memory_free", lambda: 150_000_000)
+    with pytest.raises(OutOfBudget, match=r"4 kernels .* 200 MB .* 150 MB left; run .* once"):
+        compiling.compile_apart(ops)
+    compiling.compile_apart(ops[: compiling.FEW])  # few are compiled here, whatever there is
