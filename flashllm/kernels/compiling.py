@@ -21,7 +21,7 @@ from flashllm.sizes import format_size
 FEW = 3
 """So many kernels are compiled here: less memory and sooner done than starting a process."""
 
-COMPILER_BYTES = 200_000_000
+COMPILER_BYTES = 180_000_000
 """What that process takes at most: 121 to 180 MB were measured."""
 
 _LIMIT_S = 600
