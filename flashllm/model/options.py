@@ -13,6 +13,7 @@ from flashllm.model.plan import DEFAULT_CONTEXT, bytes_allowed
 
 Backend = Literal["cpu", "reference"]
 IOMode = Literal["auto", "direct", "pread", "mmap"]
+Sparse = Literal["predictor", "oracle", "gate"]
 
 
 class LoadArguments(TypedDict, total=False):
@@ -24,6 +25,8 @@ class LoadArguments(TypedDict, total=False):
     backend: Backend
     kv_dtype: KVDtype | None
     io: IOMode
+    sparse: Sparse | None
+    window: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,13 @@ class LoadOptions:
     physical core. backend: "reference" computes slowly, in numpy. kv_dtype: what keys and values
     are kept in, by default the backend's own ("f16" for cpu). io: how files are read: "direct",
     past the system's page cache, "pread", through it, or "mmap"; "auto" chooses.
+
+    sparse: compute only feed-forward neurons that fire, of a model of codec `row` whose activation
+    is zero for most. "predictor": those that the model's calibrated predictors expect, which loses
+    a little; "gate": exactly those, known from gate rows that stay in memory (of a network without
+    gates, up rows); "oracle": the same, with memory beside the budget for these rows, to compare
+    with. window: how many tokens long neurons that fired stay in memory, at most; None: as long as
+    there is room.
     """
 
     mem_budget: int | str | None = "auto"
@@ -45,6 +55,8 @@ class LoadOptions:
     backend: Backend = "cpu"
     kv_dtype: KVDtype | None = None
     io: IOMode = "auto"
+    sparse: Sparse | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidInput for what no model could be opened with."""
@@ -52,6 +64,12 @@ class LoadOptions:
             raise InvalidInput(f"keys and values in {self.kv_dtype!r}: choose f16, f32 or q8")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise InvalidInput(f"{self.threads} threads: choose 1 to 1024")
+        if self.sparse not in (None, *get_args(Sparse)):
+            raise InvalidInput(f"sparse {self.sparse!r}: choose predictor, oracle or gate")
+        if self.window is not None and self.window < 0:
+            raise InvalidInput(f"a window of {self.window} tokens: choose 0 or more")
+        if self.window is not None and self.sparse is None:
+            raise InvalidInput("a window of tokens is for sparse models; say which way (--sparse)")
 
     def arguments(self) -> LoadArguments:
         """The keyword arguments that make these options."""
@@ -62,6 +80,8 @@ class LoadOptions:
             backend=self.backend,
             kv_dtype=self.kv_dtype,
             io=self.io,
+            sparse=self.sparse,
+            window=self.window,
         )
 
     def budget(self, weights: int) -> int | None:
