@@ -105,11 +105,11 @@ def tile_down(ffn: TileFFN) -> Floats:
 
 
 def row_parts(ffn: RowFFN) -> list[Floats]:
-    """Gate, if there is one, up and down of the table's neurons: float32 [neurons, width] each."""
-    size, count = ffn.part_bytes, 3 if ffn.gated else 2
-    found = np.zeros((count, len(ffn.table), ffn.width), np.float32)
-    for n, address in enumerate(ffn.table):
-        for part in range(count):
+    """Gate, if there is one, up and down of the neurons computed: float32 [neurons, width] each."""
+    size, parts = ffn.part_bytes, 3 if ffn.gated else 2
+    found = np.zeros((parts, len(ffn.computed), ffn.width), np.float32)
+    for n, address in enumerate(ffn.computed):
+        for part in range(parts):
             data = memory(address + part * size, size)
             found[part, n] = decode_row(data, ffn.dtype, ffn.width)
     return list(found)

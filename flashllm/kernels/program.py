@@ -208,7 +208,7 @@ class Program(abc.ABC):
         of a quantised down; without gates function(up x[t] + up_bias).
 
         Biases are of all neurons or, for RowFFN, of those in its table, in its order; neurons that
-        only fill a unit stay 0.
+        only fill a unit stay 0, and out keeps what it holds past a RowFFN's count.
         """
         if function not in ACTIVATIONS:
             raise InvalidInput(f"no activation {function!r}; one of {', '.join(ACTIVATIONS)}")

@@ -135,7 +135,7 @@ def matmul(
 
 
 def _plus(y: Floats, bias: Floats | None) -> Floats:
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias[: y.shape[1]]
 
 
 def rope(
@@ -265,14 +265,15 @@ def ffn_hidden(
 ) -> None:
     """Twin of Program.ffn_hidden."""
     inputs = tile_inputs(ffn) if isinstance(ffn, TileFFN) else row_parts(ffn)[:-1]
-    neurons = ffn.neurons if isinstance(ffn, TileFFN) else len(ffn.table)
+    neurons = ffn.neurons if isinstance(ffn, TileFFN) else len(ffn.computed)
     v = x.values[:rows, : ffn.width]
     up = _plus(v @ inputs[-1][:neurons].T, up_bias)
     if ffn.gated:
         hidden = _activate(_plus(v @ inputs[0][:neurons].T, gate_bias), function) * up
     else:
         hidden = _activate(up, function)
-    out.values[:rows] = 0
+    if isinstance(ffn, TileFFN):
+        out.values[:rows] = 0
     out.values[:rows, :neurons] = hidden
 
 

@@ -106,18 +106,28 @@ class TileFFN:
 class RowFFN:
     """The neurons of a feed-forward that are computed: table holds each one's address.
 
-    Their order is the order in which they are summed: ascending ids give the dense result.
+    Their order is the order in which they are summed: ascending ids give the dense result. count
+    [1], if any, says how many of the table's first entries are computed; kernels read it at every
+    run, and whoever changes it keeps 0 <= count <= len(table).
     """
 
     dtype: str
     width: int
     table: Addresses
     gated: bool = True
+    count: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise InvalidInput(f"a feed-forward of width {self.width} has no columns")
         _check(self.dtype, self.table, len(self.table), "feed-forward rows")
+        if self.count is not None and (self.count.dtype != np.int64 or self.count.shape != (1,)):
+            raise InvalidInput("feed-forward rows: their count must be one int64")
+
+    @property
+    def computed(self) -> Addresses:
+        """The entries of the table that are computed now."""
+        return self.table if self.count is None else self.table[: int(self.count[0])]
 
     @property
     def part_bytes(self) -> int:

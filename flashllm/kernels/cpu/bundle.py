@@ -202,13 +202,13 @@ def _q4m_add(fmt, column, h, y, first, last, width):
 
 @jit.inline
 def _row_hidden(fmt, args, rows, thread, threads):
-    """h[t, n] = act(gate_n x[t]) * (up_n x[t]) for the neurons of the table; without gates
-    act(up_n x[t]). Biases: `step` bytes a neuron, 0 where there is none."""
+    """h[t, n] = act(gate_n x[t]) * (up_n x[t]) for the table's first neurons, as many as are at
+    `count`; without gates act(up_n x[t]). Biases: `step` bytes a neuron, 0 where there is none."""
     x = unpack(args, 5)
     table, count, part, width, h, h_stride, function, gated = unpack(args + 40, 8)
     bias, step, up_bias, up_step = unpack(args + 104, 4)
     inputs = (2 if gated else 1) * part
-    first, last = share(count, thread, threads)
+    first, last = share(load_int(count), thread, threads)
     for n in range(first, last):
         neuron = load_int(table + 8 * n)
         ahead = load_int(table + 8 * min(n + _AHEAD, last - 1))
@@ -225,16 +225,17 @@ def _row_hidden(fmt, args, rows, thread, threads):
 
 @jit.inline
 def _row_down(fmt, args, rows, thread, threads):
-    """out[t] (+)= bias + sum over the neurons of the table, in its order, of h[t, n] * down_n."""
+    """out[t] (+)= bias + sum over the same neurons, in the table's order, of h[t, n] * down_n."""
     h, h_stride, table, count, skip, part, width, out, stride = unpack(args, 9)
     accumulate, bias, step = unpack(args + 72, 3)
+    neurons = load_int(count)
     first, last = share(width >> 6, thread, threads)
     for t in range(rows):
         for p in range(4 * first, 4 * last):
             put(out + 4 * (t * stride + 16 * p), load_f32(bias + step * p), accumulate)
-    for n in range(count):
+    for n in range(neurons):
         column = load_int(table + 8 * n) + skip
-        ahead = load_int(table + 8 * min(n + _AHEAD, count - 1)) + skip
+        ahead = load_int(table + 8 * min(n + _AHEAD, neurons - 1)) + skip
         for line in range(part * first // (width >> 6), part * last // (width >> 6), 64):
             prefetch(ahead + line)
         for t in range(rows):

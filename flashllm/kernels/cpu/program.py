@@ -107,6 +107,12 @@ class CPUProgram(Program):
         """Where a bias is, and how far it moves on where kernels move on: not at all if none."""
         return [_at(_NONE), 0] if bias is None else [_at(self._whole_vectors(bias, length)), step]
 
+    def _count(self, ffn: RowFFN) -> int:
+        """Where the number of neurons to compute is; one that never changes if there is none."""
+        count = np.array([len(ffn.table)], np.int64) if ffn.count is None else ffn.count
+        self._kept.append(count)
+        return _at(count)
+
     # ------------------------------------------------------------ one encoder per step
 
     def _encode_embed(
@@ -251,7 +257,7 @@ class CPUProgram(Program):
         up_bias: Floats | None,
         out: Activations,
     ) -> Encoded:
-        words = [_at(ffn.table), len(ffn.table), ffn.part_bytes, padded(ffn.width)]
+        words = [_at(ffn.table), self._count(ffn), ffn.part_bytes, padded(ffn.width)]
         words += [*_rows(out.values), activation.FUNCTIONS[function], int(ffn.gated)]
         # Not copied: like the table, a bias in its order may change between runs.
         for bias in (gate_bias, up_bias) if ffn.gated else (up_bias, None):
@@ -261,7 +267,8 @@ class CPUProgram(Program):
     def _encode_row_down(
         self, h: Activations, ffn: RowFFN, bias: Floats | None, accumulate: bool, out: Floats
     ) -> Encoded:
-        words = [*_rows(h.values), _at(ffn.table), len(ffn.table), ffn.input_bytes, ffn.part_bytes]
+        words = [*_rows(h.values), _at(ffn.table), self._count(ffn), ffn.input_bytes]
+        words += [ffn.part_bytes]
         words += [padded(ffn.width), *_rows(out), int(accumulate), *self._bias_words(bias, 64)]
         return _pick(bundle, "row_down", ffn.dtype), words
 
