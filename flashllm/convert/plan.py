@@ -29,6 +29,18 @@ def plan_groups(config: ModelConfig, dtypes: Mapping[str, str], codec: str) -> l
     return plans
 
 
+def predictor_plan(
+    layer: int, rank: int, hidden: int, neurons: int, dtype: str = "q8"
+) -> GroupPlan:
+    """The group of a layer's predictor: score = up @ (down @ x) + bias, the bias kept elsewhere.
+
+    down is [rank, hidden], up [neurons, rank]. Predictors follow all other groups of a model.
+    """
+    down = MatrixPart.plan("predictor_down", dtype, rank, hidden, 0)
+    up = MatrixPart.plan("predictor_up", dtype, neurons, rank, down.units)
+    return GroupPlan(f"layers.{layer}.predictor", (down, up))
+
+
 def _matrix_group(
     shapes: Mapping[str, Shape],
     dtypes: Mapping[str, str],

@@ -7,6 +7,9 @@ from flashllm.errors import CorruptModel
 DTYPES = ("f32", "f16", "bf16", "q8", "q4", "q4m")
 ALIGNMENT = 4096  # of units in a file: what direct reads need
 UNIT_TARGET = 160 << 10  # bytes; smaller reads waste the disk, larger ones waste the cache
+ROW_UNIT = 16 << 10
+"""Bytes that a unit of codec `row` reaches. Neurons fire one by one, so a larger unit would mostly
+bring those that are silent; one smaller would be mostly padding and cost as much to read."""
 GROUP = 32  # weights that share a scale
 TILE_ROWS, TILE_COLS = 16, 32
 GRAINS = {"tile": 32, "row": 1}
@@ -64,6 +67,11 @@ def even_split(count: int, nbytes: int) -> int:
     """How many of `count` pieces of `nbytes` go into a unit, all units about the target size."""
     units = max(1, round(count * nbytes / UNIT_TARGET))
     return ceil_div(count, min(units, count))
+
+
+def least_split(count: int, nbytes: int) -> int:
+    """The fewest of `count` pieces of `nbytes` that reach the size of a `row` unit, or all."""
+    return min(count, ceil_div(ROW_UNIT, nbytes))
 
 
 def exact_split(count: int, nbytes: int) -> int:

@@ -13,7 +13,8 @@ import xxhash
 from flashllm.documents import field, parse_object
 from flashllm.errors import CorruptModel, UnsupportedModel
 from flashllm.flash.layout import GRAINS
-from flashllm.flash.parts import Part, part_from_json
+from flashllm.flash.parts import FFNPart, Part, part_from_json
+from flashllm.flash.sparsity import check_sparsity
 
 FILE_NAME = "manifest.json"
 SMALL_FILE = "small.safetensors"
@@ -44,7 +45,7 @@ class Manifest:
     """The manifest of a flash model; config is the family's config, not interpreted here.
 
     dtype is what the conversion was asked for; loss maps roles to the relative RMS error of their
-    weights, None if nothing was lost.
+    weights, None if nothing was lost. sparsity is what sparsity.py says, None for ordinary models.
     """
 
     name: str
@@ -57,10 +58,11 @@ class Manifest:
     licence: str | None
     loss: dict[str, float] | None
     files: dict[str, FileEntry]
+    sparsity: dict[str, Any] | None = None
 
     def to_bytes(self) -> bytes:
         """The file's content: JSON, its own checksum included."""
-        data = {
+        data: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "name": self.name,
@@ -84,6 +86,8 @@ class Manifest:
                 for name, group in self.groups.items()
             },
         }
+        if self.sparsity is not None:
+            data["sparsity"] = self.sparsity
         data["checksum"] = _checksum(data)
         return (json.dumps(data, indent=1) + "\n").encode()
 
@@ -122,6 +126,7 @@ class Manifest:
             licence=field(data, "licence", (str, type(None)), where),
             loss=field(data, "loss", (dict, type(None)), where),
             files={name: _file(name, files, where) for name in files},
+            sparsity=field(data, "sparsity", (dict, type(None)), where),
         )
         manifest._check(where)
         return manifest
@@ -141,6 +146,10 @@ class Manifest:
                 raise CorruptModel(
                     f"{where}: group {name!r} is in {group.file!r}, which is not listed"
                 )
+        if self.sparsity is not None:
+            parts = [part for group in self.groups.values() for part in group.parts]
+            layers = sum(isinstance(part, FFNPart) for part in parts)
+            check_sparsity(self.sparsity, layers, f"{where}: sparsity")
 
 
 def _checksum(data: dict[str, Any]) -> str:

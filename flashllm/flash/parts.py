@@ -18,6 +18,7 @@ from flashllm.flash.layout import (
     even_split,
     exact_split,
     grain_bytes,
+    least_split,
     panel_bytes,
 )
 
@@ -93,9 +94,9 @@ class FFNPart:
         width: int,
         first_unit: int,
     ) -> FFNPart:
-        """The part with units of about the target size; dtypes are those of gate, up, down."""
+        """The part with units of the codec's size; dtypes are those of gate, up, down."""
         count = ceil_div(neurons, GRAINS[codec])
-        split = exact_split if codec == "tile" else even_split
+        split = exact_split if codec == "tile" else least_split
         per_unit = split(count, grain_bytes(codec, *dtypes, width))
         units = ceil_div(count, per_unit)
         return cls(role, codec, *dtypes, neurons, width, per_unit, first_unit, units)

@@ -10,7 +10,7 @@ from unpacking import read_panels, read_row, read_tile_ffn
 
 from flashllm.errors import CorruptModel
 from flashllm.flash import codecs
-from flashllm.flash.layout import DTYPES, UNIT_TARGET, panel_bytes
+from flashllm.flash.layout import DTYPES, ROW_UNIT, UNIT_TARGET, panel_bytes
 from flashllm.flash.parts import FFNPart, MatrixPart, part_from_json
 from flashllm.flash.quantize import dequantize, quantize
 
@@ -105,5 +105,26 @@ def test_units_are_near_their_target_size() -> None:
     assert (small.blocks_per_unit, small.units) == (4, 12)
     large = FFNPart.plan("ffn", "tile", ("q4",) * 3, 11008, 4096, 0)
     assert (large.blocks_per_unit, large.units) == (1, 344)
-    rows = FFNPart.plan("ffn", "row", ("q4",) * 3, 11008, 4096, 0)
-    assert abs(int(rows.lengths()[0]) - UNIT_TARGET) < UNIT_TARGET // 4
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "neurons", "width", "per_unit", "units"),
+    [
+        ((None, "f16", "f16"), 16384, 4096, 1, 16384),  # OPT-6.7B: a record is 16 KiB
+        (("f16",) * 3, 11008, 4096, 1, 11008),
+        (("q4",) * 3, 11008, 4096, 3, 3670),  # 6.75 KiB; the last unit holds one
+        ((None, "q8", "q8"), 16384, 4096, 2, 8192),
+        ((None, "q4", "q4"), 2560, 320, 46, 56),
+        (("f32",) * 3, 7, 64, 7, 1),  # all neurons are less than a unit
+    ],
+)
+def test_row_units_hold_the_fewest_neurons_that_fill_them(
+    dtypes: tuple[str | None, str, str], neurons: int, width: int, per_unit: int, units: int
+) -> None:
+    part = FFNPart.plan("ffn", "row", dtypes, neurons, width, 0)
+    assert (part.neurons_per_unit, part.units) == (per_unit, units)
+    lengths = part.lengths()
+    assert lengths.sum() == neurons * part.grain_bytes
+    assert (lengths[:-1] == per_unit * part.grain_bytes).all()
+    if units > 1:
+        assert part.grain_bytes * (per_unit - 1) < ROW_UNIT <= part.grain_bytes * per_unit
