@@ -19,6 +19,7 @@ from flashllm.kernels.weights import (
     FineActivations,
     Floats,
     KVRows,
+    Nonlinearity,
     RowFFN,
     Scoring,
     TileFFN,
@@ -27,7 +28,6 @@ from flashllm.kernels.weights import (
 )
 
 Integers = NDArray[np.int64]
-ACTIVATIONS = ("silu", "gelu", "gelu_erf", "relu")
 
 
 class Program(abc.ABC):
@@ -198,27 +198,29 @@ class Program(abc.ABC):
         self,
         x: Activations,
         ffn: TileFFN | RowFFN,
-        function: str,
+        function: Nonlinearity | str,
         out: Activations,
         *,
         gate_bias: Floats | None = None,
         up_bias: Floats | None = None,
     ) -> None:
         """out[t] = function(gate x[t] + gate_bias) * (up x[t] + up_bias), also in int8 for tiles
-        of a quantised down; without gates function(up x[t] + up_bias).
+        of a quantised down; without gates function(up x[t] + up_bias). A name stands for the
+        function of that name with nothing special.
 
         Biases are of all neurons or, for RowFFN, of those in its table, in its order; neurons that
         only fill a unit stay 0, and out keeps what it holds past a RowFFN's count.
         """
-        if function not in ACTIVATIONS:
-            raise InvalidInput(f"no activation {function!r}; one of {', '.join(ACTIVATIONS)}")
+        act = Nonlinearity(function) if isinstance(function, str) else function
+        if act.up_relu and not ffn.gated:
+            raise InvalidInput("a feed-forward without gates has no second function for up")
         if gate_bias is not None and not ffn.gated:
             raise InvalidInput("a feed-forward without gates takes no bias for them")
         neurons = len(ffn.table) if isinstance(ffn, RowFFN) else ffn.neurons
         self._bias("gate_bias", gate_bias, neurons)
         self._bias("up_bias", up_bias, neurons)
         self._activations("x", x, ffn.width)
-        args = (x, ffn, function, gate_bias, up_bias, out)
+        args = (x, ffn, act, gate_bias, up_bias, out)
         if isinstance(ffn, RowFFN):
             self._activations("out", out, len(ffn.table))
             self._emit("row_hidden", *args)

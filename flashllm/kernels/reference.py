@@ -21,6 +21,7 @@ from flashllm.kernels.weights import (
     FineActivations,
     Floats,
     KVRows,
+    Nonlinearity,
     RowFFN,
     Scoring,
     TileFFN,
@@ -241,9 +242,12 @@ def attend(
             out[part] = weights / weights.sum() @ values
 
 
-def _activate(x: Floats, function: str) -> Floats:
+def _activate(x: Floats, act: Nonlinearity) -> Floats:
+    function = act.function
     if function == "relu":
-        return np.maximum(x, 0)
+        return np.where(x > np.float32(act.threshold), x, np.float32(0))
+    if function == "relu2":
+        return np.maximum(x, 0) ** 2
     if function == "gelu_erf":
         exact: Floats = (0.5 * x * (1 + _ERF(x / math.sqrt(2)).astype(np.float64))).astype(
             np.float32
@@ -258,7 +262,7 @@ def ffn_hidden(
     rows: int,
     x: Activations,
     ffn: TileFFN | RowFFN,
-    function: str,
+    act: Nonlinearity,
     gate_bias: Floats | None,
     up_bias: Floats | None,
     out: Activations,
@@ -269,9 +273,10 @@ def ffn_hidden(
     v = x.values[:rows, : ffn.width]
     up = _plus(v @ inputs[-1][:neurons].T, up_bias)
     if ffn.gated:
-        hidden = _activate(_plus(v @ inputs[0][:neurons].T, gate_bias), function) * up
+        gate = _activate(_plus(v @ inputs[0][:neurons].T, gate_bias), act)
+        hidden = gate * (np.maximum(up, 0) if act.up_relu else up)
     else:
-        hidden = _activate(up, function)
+        hidden = _activate(up, act)
     if isinstance(ffn, TileFFN):
         out.values[:rows] = 0
     out.values[:rows, :neurons] = hidden

@@ -7,6 +7,7 @@ Whoever fills a table owns the memory, and may change an address between two run
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -138,6 +139,29 @@ class RowFFN:
     def input_bytes(self) -> int:
         """Bytes of a neuron before its down column: of its gate row, if any, and up row."""
         return (2 if self.gated else 1) * self.part_bytes
+
+
+ACTIVATIONS = ("silu", "gelu", "gelu_erf", "relu", "relu2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Nonlinearity:
+    """What a feed-forward does to its gate, or to up where there is no gate.
+
+    relu2 is the square of relu (So et al., 2021). threshold: relu passes only what exceeds it,
+    unchanged (FATReLU; Kurtz et al., 2020). up_relu: up goes through relu as well before the two
+    are multiplied (dReLU; Song et al., 2024).
+    """
+
+    function: str
+    threshold: float = 0.0
+    up_relu: bool = False
+
+    def __post_init__(self) -> None:
+        if self.function not in ACTIVATIONS:
+            raise InvalidInput(f"no activation {self.function!r}; one of {', '.join(ACTIVATIONS)}")
+        if self.threshold and (self.function != "relu" or not 0 <= self.threshold < math.inf):
+            raise InvalidInput(f"{self.function} takes no threshold of {self.threshold}")
 
 
 @dataclasses.dataclass(frozen=True)

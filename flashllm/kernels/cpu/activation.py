@@ -11,6 +11,7 @@ from flashllm.kernels.simd import (
     add,
     add_i32,
     div,
+    float_from_bits,
     fma,
     load_f32,
     load_float,
@@ -31,8 +32,8 @@ from flashllm.kernels.simd import (
     zero,
 )
 
-SILU, GELU, GELU_ERF, RELU = 0, 1, 2, 3
-FUNCTIONS = {"silu": SILU, "gelu": GELU, "gelu_erf": GELU_ERF, "relu": RELU}
+SILU, GELU, GELU_ERF, RELU, RELU2 = 0, 1, 2, 3, 4
+FUNCTIONS = {"silu": SILU, "gelu": GELU, "gelu_erf": GELU_ERF, "relu": RELU, "relu2": RELU2}
 
 TINY = float32(1e-30)
 """A group of activations below this is rounded to zero: 127 / it could overflow."""
@@ -115,14 +116,18 @@ def erf_of_positive(x):
 
 
 @jit.inline
-def activate(x, function):
-    """silu, gelu (the tanh form), gelu_erf or relu of 16 floats.
+def activate(x, function, threshold):
+    """silu, gelu (the tanh form), gelu_erf, relu or relu2 of 16 floats.
 
+    relu: x where it exceeds the float whose bits are `threshold`, else 0.
     gelu: 0.5 x (1 + tanh(z)) = x sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3).
     gelu_erf: 0.5 x (1 + erf(x / sqrt(2))) = 0.5 (x + |x| erf(|x| / sqrt(2))), as erf is odd.
     """
     if function == RELU:
-        return maximum(x, zero())
+        return where_below(splat(float_from_bits(threshold)), x, x, zero())
+    if function == RELU2:
+        positive = maximum(x, zero())
+        return mul(positive, positive)
     if function == GELU_ERF:
         size = absolute(x)
         erf = erf_of_positive(mul(size, splat(float32(0.7071067811865476))))
@@ -132,6 +137,12 @@ def activate(x, function):
         z2 = mul(fma(cube, splat(float32(0.044715)), x), splat(float32(1.5957691216057308)))
         return mul(x, _sigmoid(z2))
     return mul(x, _sigmoid(x))
+
+
+@jit.inline
+def rectify(x, wanted):
+    """relu of 16 floats, if wanted."""
+    return maximum(x, zero()) if wanted else x
 
 
 @jit.inline

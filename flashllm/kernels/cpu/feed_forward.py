@@ -7,7 +7,7 @@ neurons in order, though these are spread over units.
 from __future__ import annotations
 
 from flashllm.kernels import jit
-from flashllm.kernels.cpu.activation import activate, quantize_block
+from flashllm.kernels.cpu.activation import activate, quantize_block, rectify
 from flashllm.kernels.cpu.panels import (
     NEAR,
     pair_alone,
@@ -41,34 +41,35 @@ def _first(fmt, panel, blocks, x, bias, h, stride, rows):
 
 
 @jit.inline
-def _times_up(fmt, panel, blocks, x, bias, h, stride, rows):
-    """h[t] = h[t] * up."""
+def _times_up(fmt, panel, blocks, x, bias, h, stride, rows, up_relu):
+    """h[t] = h[t] * up, or * relu(up)."""
     start = load_f32(bias)
     t = 0
     while t + 4 <= rows:
         u0, u1, u2, u3 = panel_4(fmt, panel, blocks, x, t, (start, start, start, start))
         to = h + 4 * t * stride
-        store_f32(to, mul(load_f32(to), u0))
+        store_f32(to, mul(load_f32(to), rectify(u0, up_relu)))
         to += 4 * stride
-        store_f32(to, mul(load_f32(to), u1))
+        store_f32(to, mul(load_f32(to), rectify(u1, up_relu)))
         to += 4 * stride
-        store_f32(to, mul(load_f32(to), u2))
+        store_f32(to, mul(load_f32(to), rectify(u2, up_relu)))
         to += 4 * stride
-        store_f32(to, mul(load_f32(to), u3))
+        store_f32(to, mul(load_f32(to), rectify(u3, up_relu)))
         t += 4
     while t < rows:
         to = h + 4 * t * stride
-        store_f32(to, mul(load_f32(to), panel_1(fmt, panel, blocks, x, t, start)))
+        u = panel_1(fmt, panel, blocks, x, t, start)
+        store_f32(to, mul(load_f32(to), rectify(u, up_relu)))
         t += 1
 
 
 @jit.inline
-def _activate_block(h, stride, rows, function):
+def _activate_block(h, stride, rows, function, threshold):
     """h[t] = act(h[t]) of 32 neurons."""
     for t in range(rows):
         to = h + 4 * t * stride
-        store_f32(to, activate(load_f32(to), function))
-        store_f32(to + 64, activate(load_f32(to + 64), function))
+        store_f32(to, activate(load_f32(to), function, threshold))
+        store_f32(to + 64, activate(load_f32(to + 64), function, threshold))
 
 
 @jit.inline
@@ -79,8 +80,9 @@ def _ffn_hidden(fmt, args, rows, thread, threads):
     """
     x = unpack(args, 5)
     h, h_codes, h_scales, h_sums, stride = unpack(args + 40, 5)
-    table, units, per_unit, blocks, function, quantized, gated = unpack(args + 80, 7)
-    bias, step, up_bias, up_step = unpack(args + 136, 4)
+    table, units, per_unit, blocks = unpack(args + 80, 4)
+    function, threshold, up_relu, quantized, gated = unpack(args + 112, 5)
+    bias, step, up_bias, up_step = unpack(args + 152, 4)
     size = blocks * tile_bytes(fmt)
     first, last = share(units * per_unit, thread, threads)
     for block in range(first, last):
@@ -91,20 +93,21 @@ def _ffn_hidden(fmt, args, rows, thread, threads):
         if rows == 1:
             start, start_2 = load_f32(b), load_f32(b + step)
             y, z = pair_alone(fmt, panels, panels + size, blocks, x, start, start_2)
-            y, z = activate(y, function), activate(z, function)
+            y, z = activate(y, function, threshold), activate(z, function, threshold)
             if gated:
                 start, start_2 = load_f32(up_b), load_f32(up_b + up_step)
                 u, v = pair_alone(fmt, up, up + size, blocks, x, start, start_2)
-                y, z = mul(y, u), mul(z, v)
+                y, z = mul(y, rectify(u, up_relu)), mul(z, rectify(v, up_relu))
             store_f32(to, y)
             store_f32(to + 64, z)
         else:
             _first(fmt, panels, blocks, x, b, to, stride, rows)
             _first(fmt, panels + size, blocks, x, b + step, to + 64, stride, rows)
-            _activate_block(to, stride, rows, function)
+            _activate_block(to, stride, rows, function, threshold)
             if gated:
-                _times_up(fmt, up, blocks, x, up_b, to, stride, rows)
-                _times_up(fmt, up + size, blocks, x, up_b + up_step, to + 64, stride, rows)
+                _times_up(fmt, up, blocks, x, up_b, to, stride, rows, up_relu)
+                b_2 = up_b + up_step
+                _times_up(fmt, up + size, blocks, x, b_2, to + 64, stride, rows, up_relu)
         if quantized:
             for t in range(rows):
                 group = t * (stride >> 5) + block

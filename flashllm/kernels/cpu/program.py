@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,17 @@ from flashllm.kernels.cpu import (
     kv_store,
     norms,
 )
+from flashllm.kernels.cpu.words import (
+    Encoded,
+    activations,
+    address,
+    bits,
+    floats_alone,
+    nonlinearity,
+    panels,
+    pick,
+    rows,
+)
 from flashllm.kernels.jit import Op
 from flashllm.kernels.program import Program
 from flashllm.kernels.team import Team
@@ -31,6 +41,7 @@ from flashllm.kernels.weights import (
     FineActivations,
     Floats,
     KVRows,
+    Nonlinearity,
     RowFFN,
     Scoring,
     TileFFN,
@@ -38,7 +49,6 @@ from flashllm.kernels.weights import (
     padded,
 )
 
-Encoded = tuple[Op, list[int]]
 Integers = NDArray[np.int64]
 _NONE: Floats = np.zeros(16, np.float32)
 """What kernels add where there is no bias, always the same 16 zeros."""
@@ -105,25 +115,29 @@ class CPUProgram(Program):
 
     def _bias_words(self, bias: Floats | None, step: int, length: int = 0) -> list[int]:
         """Where a bias is, and how far it moves on where kernels move on: not at all if none."""
-        return [_at(_NONE), 0] if bias is None else [_at(self._whole_vectors(bias, length)), step]
+        return (
+            [address(_NONE), 0]
+            if bias is None
+            else [address(self._whole_vectors(bias, length)), step]
+        )
 
     def _count(self, ffn: RowFFN) -> int:
         """Where the number of neurons to compute is; one that never changes if there is none."""
         count = np.array([len(ffn.table)], np.int64) if ffn.count is None else ffn.count
         self._kept.append(count)
-        return _at(count)
+        return address(count)
 
     # ------------------------------------------------------------ one encoder per step
 
     def _encode_embed(
         self, indices: Integers, weight: TileMatrix, scale: float, accumulate: bool, out: Floats
     ) -> Encoded:
-        words = [_at(indices), _at(weight.table), weight.panels_per_unit, weight.blocks]
-        words += [weight.cols, *_rows(out), _bits(scale), int(accumulate)]
-        return _pick(elementwise, "embed", weight.dtype), words
+        words = [address(indices), address(weight.table), weight.panels_per_unit, weight.blocks]
+        words += [weight.cols, *rows(out), bits(scale), int(accumulate)]
+        return pick(elementwise, "embed", weight.dtype), words
 
     def _encode_copy(self, x: Floats, width: int, out: Floats) -> Encoded:
-        return elementwise.copy, [*_rows(x), -(-width // 16), *_rows(out)]
+        return elementwise.copy, [*rows(x), -(-width // 16), *rows(out)]
 
     def _encode_rms_norm(self, *args: Any) -> Encoded:
         return norms.rms_norm, self._norm_words(*args)
@@ -141,20 +155,20 @@ class CPUProgram(Program):
         accumulate: bool,
         out: Floats,
     ) -> list[int]:
-        words = [*_rows(x), groups, len(weight) // groups, _at(self._whole_vectors(weight))]
-        words += [*self._bias_words(bias, 1), _bits(eps), int(accumulate)]
-        return [*words, *_rows(out)]
+        words = [*rows(x), groups, len(weight) // groups, address(self._whole_vectors(weight))]
+        words += [*self._bias_words(bias, 1), bits(eps), int(accumulate)]
+        return [*words, *rows(out)]
 
     def _encode_soft_cap(self, x: Floats, width: int, cap: float) -> Encoded:
-        return elementwise.soft_cap, [*_rows(x), -(-width // 16), _bits(cap)]
+        return elementwise.soft_cap, [*rows(x), -(-width // 16), bits(cap)]
 
     def _encode_quantize(self, x: Activations) -> Encoded:
-        values, codes, scales, sums, stride = _activations(x)
+        values, codes, scales, sums, stride = activations(x)
         return activation.quantize, [values, codes, scales, sums, stride // 32]
 
     def _encode_quantize_fine(self, x: FineActivations) -> Encoded:
-        values, codes, scales, sums, stride = _activations(x.rows)
-        words = [_at(x.values), values, codes, scales, sums, stride // 32]
+        values, codes, scales, sums, stride = activations(x.rows)
+        words = [address(x.values), values, codes, scales, sums, stride // 32]
         return activation.quantize_fine, words
 
     def _encode_matmul(
@@ -165,9 +179,9 @@ class CPUProgram(Program):
         accumulate: bool,
         out: Floats,
     ) -> Encoded:
-        inputs = _activations(x) if isinstance(x, Activations) else _floats_alone(x.values)
-        words = [*inputs, *_panels(weight), *_rows(out), int(accumulate)]
-        return _pick(dense, "matmul", weight.dtype), [*words, *self._bias_words(bias, 64)]
+        inputs = activations(x) if isinstance(x, Activations) else floats_alone(x.values)
+        words = [*inputs, *panels(weight), *rows(out), int(accumulate)]
+        return pick(dense, "matmul", weight.dtype), [*words, *self._bias_words(bias, 64)]
 
     def _encode_matmul_fine(
         self,
@@ -177,8 +191,8 @@ class CPUProgram(Program):
         accumulate: bool,
         out: Floats,
     ) -> Encoded:
-        words = [*_activations(x.rows), *_panels(weight), *_rows(out), int(accumulate)]
-        return _pick(dense, "matmul_fine", weight.dtype), [*words, *self._bias_words(bias, 64)]
+        words = [*activations(x.rows), *panels(weight), *rows(out), int(accumulate)]
+        return pick(dense, "matmul_fine", weight.dtype), [*words, *self._bias_words(bias, 64)]
 
     def _encode_rope(
         self,
@@ -192,15 +206,15 @@ class CPUProgram(Program):
     ) -> Encoded:
         half = cos.shape[1]
         step, apart = (2, 1) if style == "interleaved" else (1, half)
-        words = [*_rows(x), heads, head_dim, half, _at(positions), _at(cos), _at(sin)]
+        words = [*rows(x), heads, head_dim, half, address(positions), address(cos), address(sin)]
         return elementwise.rope, [*words, step, apart]
 
     def _encode_write_kv(
         self, keys: Floats, values: Floats, layer: int, positions: Integers, kv: KVRows
     ) -> Encoded:
-        words = [*_rows(keys), *_rows(values), kv.kv_heads, kv.head_dim, layer]
-        words += [_at(positions), _at(kv.table)]
-        return _pick(kv_store, "write_kv", KV_NAMES[kv.dtype.name]), words
+        words = [*rows(keys), *rows(values), kv.kv_heads, kv.head_dim, layer]
+        words += [address(positions), address(kv.table)]
+        return pick(kv_store, "write_kv", KV_NAMES[kv.dtype.name]), words
 
     def _encode_attend(
         self,
@@ -213,90 +227,68 @@ class CPUProgram(Program):
         out: Floats,
     ) -> Encoded:
         scratch = self._scratch((self._team.threads, attention.SCRATCH // 4))
-        words = [*_rows(queries), heads, _bits(scoring.scale), layer, _at(positions), _at(kv.table)]
-        words += [*_rows(out), kv.kv_heads, kv.head_dim, _at(scratch)]
+        words = [
+            *rows(queries),
+            heads,
+            bits(scoring.scale),
+            layer,
+            address(positions),
+            address(kv.table),
+        ]
+        words += [*rows(out), kv.kv_heads, kv.head_dim, address(scratch)]
         stored = KV_NAMES[kv.dtype.name]
         if scoring.plain:
-            return _pick(attention, "attend", stored), words
+            return pick(attention, "attend", stored), words
         slopes = self._whole_vectors(np.array(scoring.slopes, np.float32))
-        words += [min(scoring.window or _WIDEST, _WIDEST), _bits(scoring.soft_cap or 0.0)]
-        words += [_at(slopes), 4] if scoring.slopes else [_at(_NONE), 0]
-        return _pick(attention, "attend_by_rule", stored), words
+        words += [min(scoring.window or _WIDEST, _WIDEST), bits(scoring.soft_cap or 0.0)]
+        words += [address(slopes), 4] if scoring.slopes else [address(_NONE), 0]
+        return pick(attention, "attend_by_rule", stored), words
 
     def _encode_ffn_hidden(
         self,
         x: Activations,
         ffn: TileFFN,
-        function: str,
+        act: Nonlinearity,
         gate_bias: Floats | None,
         up_bias: Floats | None,
         out: Activations,
     ) -> Encoded:
-        words = [*_activations(x), *_activations(out), _at(ffn.table), len(ffn.table)]
-        words += [ffn.blocks_per_unit, -(-ffn.width // 32), activation.FUNCTIONS[function]]
+        words = [*activations(x), *activations(out), address(ffn.table), len(ffn.table)]
+        words += [ffn.blocks_per_unit, -(-ffn.width // 32), *nonlinearity(act)]
         words += [int(ffn.down_dtype in QUANTIZED), int(ffn.gated)]
         for bias in (gate_bias, up_bias) if ffn.gated else (up_bias, None):
             words += self._bias_words(bias, 64, ffn.padded_neurons)
-        return _pick(feed_forward, "ffn_hidden", ffn.dtype), words
+        return pick(feed_forward, "ffn_hidden", ffn.dtype), words
 
     def _encode_ffn_down(
         self, h: Activations, ffn: TileFFN, bias: Floats | None, accumulate: bool, out: Floats
     ) -> Encoded:
         partial = self._scratch((self.capacity, out.shape[1]))
-        words = [_at(ffn.table), len(ffn.table), ffn.blocks_per_unit, ffn.input_bytes]
-        words += [-(-ffn.width // TILE_ROWS), _at(partial), *_rows(out), int(accumulate)]
+        words = [address(ffn.table), len(ffn.table), ffn.blocks_per_unit, ffn.input_bytes]
+        words += [-(-ffn.width // TILE_ROWS), address(partial), *rows(out), int(accumulate)]
         words += self._bias_words(bias, 64)
-        return _pick(feed_forward, "ffn_down", ffn.down_dtype), [*_activations(h), *words]
+        return pick(feed_forward, "ffn_down", ffn.down_dtype), [*activations(h), *words]
 
     def _encode_row_hidden(
         self,
         x: Activations,
         ffn: RowFFN,
-        function: str,
+        act: Nonlinearity,
         gate_bias: Floats | None,
         up_bias: Floats | None,
         out: Activations,
     ) -> Encoded:
-        words = [_at(ffn.table), self._count(ffn), ffn.part_bytes, padded(ffn.width)]
-        words += [*_rows(out.values), activation.FUNCTIONS[function], int(ffn.gated)]
+        words = [address(ffn.table), self._count(ffn), ffn.part_bytes, padded(ffn.width)]
+        words += [*rows(out.values), *nonlinearity(act), int(ffn.gated)]
         # Not copied: like the table, a bias in its order may change between runs.
         for bias in (gate_bias, up_bias) if ffn.gated else (up_bias, None):
-            words += [_at(_NONE), 0] if bias is None else [_at(bias), 4]
-        return _pick(bundle, "row_hidden", ffn.dtype), [*_activations(x), *words]
+            words += [address(_NONE), 0] if bias is None else [address(bias), 4]
+        return pick(bundle, "row_hidden", ffn.dtype), [*activations(x), *words]
 
     def _encode_row_down(
         self, h: Activations, ffn: RowFFN, bias: Floats | None, accumulate: bool, out: Floats
     ) -> Encoded:
-        words = [*_rows(h.values), _at(ffn.table), self._count(ffn), ffn.input_bytes]
+        words = [*rows(h.values), address(ffn.table), self._count(ffn), ffn.input_bytes]
         words += [ffn.part_bytes]
-        words += [padded(ffn.width), *_rows(out), int(accumulate), *self._bias_words(bias, 64)]
-        return _pick(bundle, "row_down", ffn.dtype), words
-
-
-def _pick(module: Any, kernel: str, dtype: str) -> Op:
-    op: Op = getattr(module, f"{kernel}_{dtype}")
-    return op
-
-
-def _at(array: NDArray[Any]) -> int:
-    return int(array.ctypes.data)
-
-
-def _rows(array: Floats) -> list[int]:
-    return [_at(array), array.shape[1]]
-
-
-def _panels(weight: TileMatrix) -> list[int]:
-    return [_at(weight.table), weight.panels, weight.panels_per_unit, weight.blocks]
-
-
-def _floats_alone(values: Floats) -> list[int]:
-    return [_at(values), 0, 0, 0, values.shape[1]]
-
-
-def _activations(x: Activations) -> list[int]:
-    return [_at(x.values), _at(x.codes), _at(x.scales), _at(x.sums), x.stride]
-
-
-def _bits(value: float) -> int:
-    return int(struct.unpack("<I", struct.pack("<f", value))[0])
+        words += [padded(ffn.width), *rows(out), int(accumulate), *self._bias_words(bias, 64)]
+        return pick(bundle, "row_down", ffn.dtype), words
