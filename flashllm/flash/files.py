@@ -7,84 +7,37 @@ All but the mapped ones raise an error when a file is truncated or its disk fail
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import errno
 import mmap
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flashllm.errors import ModelIOError
 from flashllm.flash.layout import ALIGNMENT, round_up
 from flashllm.flash.probe import is_cached
+from flashllm.flash.readable import Bytes, ReadableFile, Scratch
 
-ATTEMPTS = 3  # of a read that fails with EIO at one place, which a bus reset can cause once
-BOUNCE_BYTES = 1 << 20
+__all__ = [
+    "Bytes",
+    "CachedFile",
+    "DirectFile",
+    "MappedFile",
+    "PositionedFile",
+    "ReadableFile",
+    "Scratch",
+    "SeekFile",
+    "open_file",
+]
+
+MOST_PIECES = 1024  # that one preadv fills, on Linux and macOS (IOV_MAX)
 MISS_WEIGHT, MOST_DOUBT = 8, 64
 """A read that the page cache cannot serve counts as much as 8 that it can; how far this may go."""
-
-Bytes = NDArray[np.uint8]
-
-
-class Scratch(threading.local):
-    """A page-aligned buffer for each thread, for direct reads into memory that is not."""
-
-    def __init__(self) -> None:
-        self.bounce: Bytes = np.frombuffer(mmap.mmap(-1, BOUNCE_BYTES), np.uint8)
-
-
-class ReadableFile(abc.ABC):
-    """An open file whose bytes are read by offset, from any thread.
-
-    serves: the modes that it is what was asked for in; where another was asked for, the file
-    system could not.
-    """
-
-    serves: ClassVar[tuple[str, ...]] = ("pread",)
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    @property
-    def io(self) -> str:
-        """How it is read now: "direct", "pread" or "mmap"."""
-        return "pread"
-
-    def read_into(self, offset: int, out: Bytes) -> None:
-        """Fill `out` from byte `offset`, however short the system's reads are.
-
-        Raises ModelIOError if the file ends first or keeps failing.
-        """
-        done = failures = 0
-        while done < len(out):
-            try:
-                got = self._read_some(offset + done, out[done:])
-            except OSError as error:
-                failures += 1
-                if error.errno != errno.EIO or failures == ATTEMPTS:
-                    raise self._failed(offset + done, f"cannot read: {error.strerror}") from None
-                continue
-            if got == 0:
-                raise self._failed(offset + done, "the file ends; it changed while in use")
-            done += got
-            failures = 0
-
-    @abc.abstractmethod
-    def _read_some(self, offset: int, out: Bytes) -> int:
-        """Read at least one byte into `out`, or none at the end of the file."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Close the file; reads fail afterwards."""
-
-    def _failed(self, offset: int, what: str) -> ModelIOError:
-        return ModelIOError(f"{self.path}: at byte {offset}: {what}", self.path, offset)
 
 
 class SeekFile(ReadableFile):
@@ -107,12 +60,30 @@ class SeekFile(ReadableFile):
 class PositionedFile(ReadableFile):
     """preadv through the page cache: any number of threads at once."""
 
-    def __init__(self, path: Path, flags: int = 0):
+    def __init__(self, path: Path, scratch: Scratch, flags: int = 0):
         super().__init__(path)
+        self._scratch = scratch
         self._fd = os.open(path, os.O_RDONLY | flags)
 
+    def read_into_many(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> None:
+        pieces: list[memoryview] = []
+        begin = end = offsets[0]
+        for offset, out in zip(offsets, outs, strict=True):
+            while end < offset:
+                pieces.append(self._scratch.bounce.data[: offset - end])
+                end += len(pieces[-1])
+            pieces.append(out)
+            end += len(out)
+        self._complete(
+            begin, end - begin, lambda done: self._read_pieces(begin + done, _after(pieces, done))
+        )
+
     def _read_some(self, offset: int, out: Bytes) -> int:
-        return os.preadv(self._fd, [out.data], offset)
+        return self._read_pieces(offset, [out.data])
+
+    def _read_pieces(self, offset: int, pieces: list[memoryview]) -> int:
+        """As _read_some, into `pieces` one after another."""
+        return os.preadv(self._fd, pieces, offset)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -130,8 +101,7 @@ class DirectFile(PositionedFile):
 
     def __init__(self, path: Path, scratch: Scratch):
         """Raises OSError where the file system cannot."""
-        super().__init__(path, os.O_DIRECT if sys.platform == "linux" else 0)
-        self._scratch = scratch
+        super().__init__(path, scratch, os.O_DIRECT if sys.platform == "linux" else 0)
         try:
             self._read_some(0, np.empty(1, np.uint8))
         except OSError as error:
@@ -155,6 +125,14 @@ class DirectFile(PositionedFile):
         out[:usable] = bounce[skip : skip + usable]
         return usable
 
+    def _read_pieces(self, offset: int, pieces: list[memoryview]) -> int:
+        try:
+            return super()._read_pieces(offset, pieces)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # which means that something is not in whole pages
+                raise
+            return self._read_some(offset, np.asarray(pieces[0]))
+
 
 class CachedFile(PositionedFile):
     """A file found in the page cache: read from there, or past it what is not there.
@@ -170,7 +148,7 @@ class CachedFile(PositionedFile):
         self._past_cache = DirectFile(path, scratch)
         self._doubt = 0  # that threads may lose a count does no harm
         try:
-            super().__init__(path)
+            super().__init__(path, scratch)
         except OSError:
             self._past_cache.close()
             raise
@@ -182,13 +160,22 @@ class CachedFile(PositionedFile):
         return "pread" if self._doubt < MOST_DOUBT else "direct"
 
     def _read_some(self, offset: int, out: Bytes) -> int:
+        got = self._read_cached(offset, [out.data])
+        return got or self._past_cache._read_some(offset, out)
+
+    def _read_pieces(self, offset: int, pieces: list[memoryview]) -> int:
+        got = self._read_cached(offset, pieces)
+        return got or self._past_cache._read_pieces(offset, pieces)
+
+    def _read_cached(self, offset: int, pieces: list[memoryview]) -> int:
+        """Read what of it the page cache has; 0 if it has nothing, or is not asked any more."""
         if self._doubt < MOST_DOUBT:
             with contextlib.suppress(BlockingIOError):
-                if got := os.preadv(self._fd, [out.data], offset, os.RWF_NOWAIT):
+                if got := os.preadv(self._fd, pieces, offset, os.RWF_NOWAIT):
                     self._doubt = max(0, self._doubt - 1)
                     return got
             self._doubt += MISS_WEIGHT
-        return self._past_cache._read_some(offset, out)
+        return 0
 
     def close(self) -> None:
         super().close()
@@ -263,6 +250,15 @@ def open_file(
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                     raise
-        return PositionedFile(path) if positioned else SeekFile(path)
+        return PositionedFile(path, scratch) if positioned else SeekFile(path)
     except OSError as error:
         raise ModelIOError(f"{path}: cannot open: {error.strerror}", path) from None
+
+
+def _after(pieces: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of `pieces` after `done` bytes, or as much of it as one read takes."""
+    first = 0
+    while done >= len(pieces[first]):
+        done -= len(pieces[first])
+        first += 1
+    return [pieces[first][done:], *pieces[first + 1 : first + MOST_PIECES]]

@@ -131,6 +131,38 @@ class UnitReader:
                 raise _corrupt(file, group, first + i)
             at = ends[i] - begin
 
+    def read_scattered(self, group: Group, units: Sequence[int], out: Sequence[memoryview]) -> None:
+        """Fill out[i] with unit units[i] and the padding behind it, by one read if possible, here.
+
+        units: in ascending order; what lies between them may be read as well, and is dropped.
+        out[i]: offsets[unit + 1] - offsets[unit] writable bytes. Memory that begins on a page and
+        is whole pages is read into without a copy.
+        Raises CorruptModel for a unit that fails its checksum, ModelIOError(path, offset),
+        InvalidInput for units out of range or order and buffers of other sizes.
+        """
+        if len(out) != len(units):
+            raise InvalidInput(f"{len(out)} buffers for {len(units)} units")
+        if not len(units):
+            return
+        places, before = list[int](), -1
+        for unit, buffer in zip(units, out, strict=True):
+            if not before < unit < group.units:
+                raise InvalidInput(
+                    f"group {group.name!r} has units 0 to {group.units - 1}, wanted in ascending "
+                    f"order, not {unit} after {before}"
+                )
+            begin, end = group.offsets.item(unit), group.offsets.item(unit + 1)
+            if buffer.readonly or not len(buffer) == buffer.nbytes == end - begin:
+                raise InvalidInput(f"a buffer for unit {unit} is not {end - begin} writable bytes")
+            places.append(group.file_offset + begin)
+            before = unit
+        file = self._file(group.file)
+        file.read_into_many(places, out)
+        for unit, buffer in zip(units, out, strict=True):
+            digest = xxhash.xxh3_64_intdigest(buffer[: group.lengths.item(unit)])
+            if digest != group.checksums.item(unit):
+                raise _corrupt(file, group, unit)
+
     def close(self) -> None:
         """Wait for reads of this reader's threads and close the files; reads fail afterwards."""
         self._pool.shutdown()
@@ -169,6 +201,10 @@ class UnitReader:
             future.result()
 
     def _file(self, name: str) -> ReadableFile:
+        if file := self._files.get(
+            name
+        ):  # without the lock, for which many small reads would queue
+            return file
         with self._lock:
             if self._closed:
                 raise EngineError(f"{self.model.path}: its reader is closed; open the model again")
