@@ -1,0 +1,198 @@
+"""Neurons of sparse feed-forward networks in memory: those that the last tokens used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm.cache.arena import OVERREAD
+from flashllm.cache.window import Window
+from flashllm.errors import EngineError, InvalidInput, UnsupportedModel
+from flashllm.flash.format import FlashModel, Group
+from flashllm.flash.reader import UnitReader
+from flashllm.flash.scatter import THREADS, ScatteredReader
+from flashllm.kernels.memory import huge_buffer
+
+
+class Arrival:
+    """Units asked for, some of which may be on their way.
+
+    addresses: int64 [units asked for], 0 for those on their way; complete after `wait`, and right
+    until the next `bring` or `begin_step`. read_bytes: what is read for it, over-read included.
+    """
+
+    def __init__(
+        self,
+        addresses: NDArray[np.int64],
+        read_bytes: int = 0,
+        finish: Callable[[], BaseException | None] | None = None,
+    ):
+        """finish() waits, completes `addresses`, and returns what went wrong; for the cache."""
+        self.addresses = addresses
+        self.read_bytes = read_bytes
+        self._finish = finish
+        self._error: BaseException | None = None
+
+    def wait(self) -> None:
+        """Return when all units are there and verified.
+
+        Raises CorruptModel, ModelIOError, each time: then units whose reads failed are absent,
+        their addresses 0, and asking for them again reads them again.
+        """
+        self.join()
+        if self._error is not None:
+            raise self._error
+
+    def join(self) -> None:
+        """As wait, without raising."""
+        if self._finish is not None:
+            finish, self._finish = self._finish, None
+            self._error = finish()
+
+
+class NeuronCache:
+    """Units of the layers' feed-forward networks, in slots of one buffer. One thread may call it.
+
+    Which of them stay is the Window's choice. The paper (LLM in a flash, arXiv 2312.11514, 3.3)
+    keeps a layer's neurons dense in its part of a matrix, and so copies the last ones over those it
+    deletes; here kernels find units by address, so that to delete one is to give its slot back, all
+    layers share the slots, and nothing ever moves.
+
+    Besides the slots it takes 8 bytes for each unit of the model, and 20 for each slot.
+    """
+
+    def __init__(
+        self,
+        model: FlashModel,
+        groups: Sequence[str],
+        room: int,
+        window: int | None,
+        reader: UnitReader,
+        gap: int,
+        threads: int = THREADS,
+    ):
+        """groups: layer i's network is groups[i]. room: bytes of all slots.
+
+        window: how many tokens long a unit stays that none uses again, None for as long as there
+        is room. gap: most bytes read in vain to join two reads. Raises EngineError if a layer does
+        not fit the room, UnsupportedModel for units of different sizes, InvalidInput, CorruptModel.
+        """
+        if gap < 0 or (window is not None and window < 0):
+            raise InvalidInput(f"a window of {window} tokens and a gap of {gap} bytes: negative")
+        if not groups:
+            raise InvalidInput(f"{model.path}: no groups to keep neurons of")
+        self._groups = [model.group(name) for name in groups]
+        slot_bytes = _slot_bytes(model, self._groups)
+        units = [group.units for group in self._groups]
+        self._slot_bytes = slot_bytes
+        self._gap = gap
+        self._window = Window(units, min(room // slot_bytes, sum(units)), window, self._join_all)
+        self._buffer = huge_buffer(self.slots * slot_bytes + OVERREAD)
+        self._memory, self._address = self._buffer.data, int(self._buffer.ctypes.data)
+        self._pending: list[Arrival] = []
+        self._reads = self._read_bytes = 0
+        self._reader = ScatteredReader(reader, threads)
+        self._closed = False
+
+    @property
+    def slots(self) -> int:
+        """How many units it can hold."""
+        return self._window.slots
+
+    @property
+    def used_slots(self) -> int:
+        """How many it holds, those on their way included."""
+        return self._window.used
+
+    @property
+    def reads(self) -> int:
+        """Reads begun so far."""
+        return self._reads
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of those reads, over-read and padding included."""
+        return self._read_bytes
+
+    def begin_step(self) -> None:
+        """A token begins (or a few that are computed together): what left the window is let go."""
+        self._join_all()
+        self._window.begin_step()
+
+    def bring(self, layer: int, units: NDArray[np.int64]) -> Arrival:
+        """Have a layer's `units` (int64, ascending, none twice) in memory, and mark them as used.
+
+        Reads of those that are missing have begun when it returns. Once for each layer and step.
+        Raises EngineError, InvalidInput for units that are not the layer's.
+        """
+        if self._closed:
+            raise EngineError("the neuron cache is closed; open the model again")
+        group = self._groups[layer]
+        if len(units) and not 0 <= units[0] <= units[-1] < group.units:
+            raise InvalidInput(f"units of {group.name!r} are 0 to {group.units - 1}, not {units}")
+        if not (units[1:] > units[:-1]).all():
+            raise InvalidInput(f"units of {group.name!r} are not in ascending order: {units}")
+        slots, new = self._window.use(layer, units)
+        places = slots * self._slot_bytes
+        addresses = places + self._address
+        if not len(new):
+            return Arrival(addresses)
+        missing, arriving = units[new], addresses[new]
+        try:
+            read = self._reader.start(group, missing, self._memory, places[new], self._gap)
+        except BaseException:
+            self._window.forget(layer, missing)
+            raise
+        addresses[new] = 0
+        self._reads += read.reads
+        self._read_bytes += read.nbytes
+
+        def finish() -> BaseException | None:
+            self._pending.remove(arrival)
+            failures = read.join()
+            for begin, end, _ in failures:
+                self._window.forget(layer, missing[begin:end])
+                arriving[begin:end] = 0
+            addresses[new] = arriving
+            return failures[0][2] if failures else None
+
+        arrival = Arrival(addresses, read.nbytes, finish)
+        self._pending.append(arrival)
+        return arrival
+
+    def reset(self) -> None:
+        """Forget every unit, when what is on its way has arrived."""
+        self._join_all()
+        self._window.reset()
+
+    def check_integrity(self) -> None:
+        """Raise EngineError unless every slot is free or one unit's, and all agree about it."""
+        self._window.check_integrity()
+
+    def close(self) -> None:
+        """Finish what is being read, and give the memory back; addresses are wrong afterwards."""
+        self._closed = True
+        self._reader.close()
+        self._join_all()
+        self._window.reset()
+        self._memory, self._buffer = memoryview(b""), huge_buffer(0)
+
+    def _join_all(self) -> None:
+        """Wait for everything on its way."""
+        for arrival in self._pending.copy():
+            arrival.join()
+
+
+def _slot_bytes(model: FlashModel, groups: Sequence[Group]) -> int:
+    """What a unit takes with its padding, the same for all but the last of each group."""
+    sizes = [np.diff(group.offsets) for group in groups]
+    slot_bytes = max((int(size.max()) for size in sizes), default=0)
+    for group, size in zip(groups, sizes, strict=True):
+        if (size[:-1] != slot_bytes).any():
+            raise UnsupportedModel(
+                f"{model.path}: units of {group.name!r} are not of {slot_bytes} bytes, as others "
+                "are; convert the model again"
+            )
+    return slot_bytes

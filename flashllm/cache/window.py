@@ -1,0 +1,198 @@
+"""Which units have which slots: those that the last tokens used, as long as there is room."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm.errors import EngineError
+
+Integers = NDArray[np.int64]
+
+LEAST_LOOK = 256
+"""How many entries to look at at once for one to give up: NumPy's calls cost more than these."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Use:
+    """Units that one layer used at one step. Those before `at` are done with, and so is every one
+    that has been used again since.
+    """
+
+    step: int
+    ids: Integers
+    at: int = 0
+
+
+class Window:
+    """Slots given to units. Nothing moves; a slot is given back, and to another unit.
+
+    A unit used at step t keeps its slot for steps t + 1 .. t + window, or, if `window` is None,
+    for as long as no other needs it. If slots are short, the units used longest ago give theirs
+    up, so that the window shrinks.
+
+    All steps cost as much as what they use and what is let go, however many units there are: uses
+    are queued, oldest first, and a unit's stamp tells whether a queued use is its last.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[int],
+        slots: int,
+        window: int | None,
+        settle: Callable[[], None] = lambda: None,
+    ):
+        """units: how many each layer has. settle() is called before slots that were used in the
+        present step are given to others. Raises EngineError if a layer has more units than slots.
+        """
+        if not units or max(units) > slots:
+            raise EngineError(f"{slots} slots do not hold a layer of {max(units, default=0)} units")
+        self.slots = slots
+        self._window = window
+        self._settle = settle
+        self._begins = [0, *np.cumsum(units).tolist()]
+        self.reset()
+
+    def reset(self) -> None:
+        """Take all slots back."""
+        total = self._begins[-1]
+        # By unit, those of a layer after those of the one before: its slot or -1, and the step
+        # that used it last or 0.
+        self._slot = np.full(total, -1, np.int32)
+        self._stamp = np.zeros(total, np.int32)
+        self._step = 1
+        self._layer_step = [0] * (len(self._begins) - 1)
+        # The lowest on top: pages of slots that are never used are never touched.
+        self._free = np.arange(self.slots - 1, -1, -1, dtype=np.int32)
+        self._frees = self.slots
+        self._uses: deque[_Use] = deque()
+        self._entries = 0
+        self._looked = 0
+
+    @property
+    def used(self) -> int:
+        """How many units have slots."""
+        return self.slots - self._frees
+
+    @property
+    def looked(self) -> int:
+        """At how many entries all calls so far have looked, those of the units asked for too."""
+        return self._looked
+
+    def present(self, layer: int) -> Integers:
+        """The units of a layer that have slots: int64, ascending. It looks at all of the layer."""
+        begin, end = self._begins[layer : layer + 2]
+        return np.flatnonzero(self._slot[begin:end] >= 0)
+
+    def begin_step(self) -> None:
+        """The next token begins: what the last `window` ones have not used is let go."""
+        self._step += 1
+        if self._window is None:
+            return
+        while self._uses and self._uses[0].step < self._step - self._window:
+            self._let_go(self._drop_use())
+
+    def use(self, layer: int, units: Integers) -> tuple[Integers, Integers]:
+        """The slots of a layer's `units` (none twice, within the layer), given now if need be.
+
+        Returns the slots, int64 [units], and which of them are new, as positions in that array.
+        They are right until the next use. Raises EngineError for a layer used twice in a step,
+        whose second use could take slots from its first.
+        """
+        if self._layer_step[layer] == self._step:
+            raise EngineError(f"layer {layer} is used twice in a step; begin the next step first")
+        self._layer_step[layer] = self._step
+        ids = units + self._begins[layer]
+        slots = self._slot[ids].astype(np.int64)
+        new = np.flatnonzero(slots < 0)
+        self._stamp[ids] = self._step  # of the new ones too, so that none of them makes room
+        self._looked += len(ids)
+        while self._frees < len(new):
+            self._make_room(len(new) - self._frees)
+        if len(new):
+            taken = self._free[self._frees - len(new) : self._frees][::-1]
+            self._frees -= len(new)
+            slots[new] = taken
+            self._slot[ids[new]] = taken
+        if len(ids):
+            self._uses.append(_Use(self._step, ids))
+            self._entries += len(ids)
+            if self._entries > 2 * self.slots:
+                self._compact()
+        return slots, new
+
+    def forget(self, layer: int, units: Integers) -> None:
+        """Take back the slots of a layer's units, of those that have one."""
+        ids = units + self._begins[layer]
+        self._let_go(ids[self._slot[ids] >= 0])
+
+    def check_integrity(self) -> None:
+        """Raise EngineError unless every slot is free or a unit's, and every unit's use is queued.
+
+        It looks at everything.
+        """
+        present = np.flatnonzero(self._slot >= 0)
+        every = np.concatenate([self._free[: self._frees], self._slot[present]])
+        if not np.array_equal(np.sort(every), np.arange(self.slots)):
+            raise EngineError(
+                f"slots are lost or shared: {self._frees} free, {len(present)} taken "
+                f"of {self.slots}"
+            )
+        if not np.array_equal(present, np.flatnonzero(self._stamp)):
+            raise EngineError("stamps and slots disagree about which units are present")
+        oldest = 1 if self._window is None else self._step - self._window
+        stamps = self._stamp[present]
+        if len(present) and not max(1, oldest) <= stamps.min() <= stamps.max() <= self._step:
+            raise EngineError(f"a unit is present that was not used from step {oldest} on")
+        steps = [use.step for use in self._uses]
+        if steps != sorted(steps) or self._entries != sum(len(use.ids) for use in self._uses):
+            raise EngineError("the queue of uses is out of order or miscounted")
+        last = [use.ids[use.at :][self._stamp[use.ids[use.at :]] == use.step] for use in self._uses]
+        queued = np.concatenate([np.zeros(0, np.int64), *last])
+        if not np.array_equal(np.unique(queued), present):
+            raise EngineError("units are present whose last use is not queued")
+
+    def _make_room(self, wanted: int) -> None:
+        """Look at some of the oldest uses, and let units go for which they were the last."""
+        use = self._uses[0]
+        if use.step == self._step:
+            self._settle()
+        ids = use.ids[use.at : use.at + max(wanted, LEAST_LOOK)]
+        last = np.flatnonzero(self._stamp[ids] == use.step)
+        self._looked += len(ids)
+        looked = int(last[wanted]) if len(last) > wanted else len(ids)
+        use.at += looked
+        self._let_go(ids[last[:wanted]])
+        if use.at == len(use.ids):
+            self._drop_use()
+
+    def _drop_use(self) -> Integers:
+        """Take the oldest use from the queue; returns those units for which it was the last."""
+        use = self._uses.popleft()
+        self._entries -= len(use.ids)
+        ids = use.ids[use.at :]
+        self._looked += len(ids)
+        last: Integers = ids[self._stamp[ids] == use.step]
+        return last
+
+    def _let_go(self, ids: Integers) -> None:
+        self._free[self._frees : self._frees + len(ids)] = self._slot[ids]
+        self._frees += len(ids)
+        self._slot[ids] = -1
+        self._stamp[ids] = 0
+
+    def _compact(self) -> None:
+        """Drop what is stale in the queue, which would grow for ever where nothing is let go."""
+        uses, self._uses = self._uses, deque()
+        self._looked += self._entries
+        self._entries = 0
+        for use in uses:
+            ids = use.ids[use.at :]
+            ids = ids[self._stamp[ids] == use.step]
+            if len(ids):
+                self._uses.append(_Use(use.step, ids))
+                self._entries += len(ids)

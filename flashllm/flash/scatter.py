@@ -1,0 +1,188 @@
+"""Units read from here and there: near ones joined in one read, the reads shared out to threads."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm.errors import EngineError, InvalidInput
+from flashllm.flash.format import Group
+from flashllm.flash.reader import UnitReader
+
+THREADS = 16
+LEAST_SHARE, MOST_SHARE = 256 << 10, 1 << 20
+"""A read longer than a thread's share of the bytes is cut, within these bounds: below the first
+the disk is slower, above the second no faster."""
+
+_POLL_S = 0.2
+"""How often a waiting thread looks up: an endless wait ignores Ctrl-C on Windows."""
+
+Failure = tuple[int, int, BaseException]
+"""A read that failed: its first unit and the one after its last, as positions, and why."""
+
+
+class ScatteredRead:
+    """Units on their way; made by ScatteredReader.start. Any thread may call.
+
+    nbytes: what is read, that between units included. reads: by how many reads.
+    """
+
+    def __init__(self, read: Callable[[int, int], None], bounds: list[int], nbytes: int):
+        """read(begin, end) reads units begin .. end-1, which bounds[i] and bounds[i + 1] are."""
+        self.nbytes = nbytes
+        self.reads = self._left = len(bounds) - 1
+        self._read: Callable[[int, int], None] | None = read
+        self._bounds = bounds
+        self._next = 0
+        self._failures: list[Failure] = []
+        self._lock = threading.Lock()
+        self._finished = threading.Event()
+        if not self.reads:
+            self._finish()
+
+    def join(self) -> list[Failure]:
+        """Return when nothing more happens: the reads that failed, in order of units."""
+        while not self._finished.wait(_POLL_S):
+            pass
+        return self._failures
+
+    def work(self) -> None:
+        """Read what no other thread has taken, until nothing is left: for the reader's threads."""
+        read, failed = self._read, list[Failure]()
+        done = 0
+        while read is not None:
+            with self._lock:
+                i = self._next
+                if i == self.reads:
+                    break
+                self._next += 1
+            begin, end = self._bounds[i : i + 2]
+            try:
+                read(begin, end)
+            except BaseException as error:
+                failed.append((begin, end, error))
+            done += 1
+        if done:
+            with self._lock:
+                self._failures += failed
+                self._left -= done
+                last = not self._left
+            if last:
+                self._failures.sort(key=lambda failure: failure[0])
+                self._finish()
+
+    def _finish(self) -> None:
+        self._read = None  # a read that is over keeps no memory alive
+        self._finished.set()
+
+
+class ScatteredReader:
+    """Threads that read scattered units. Close it before the reader. Any thread may call.
+
+    They take one read after another, so that none waits for those of a slower one, and hold the GIL
+    only between reads and checksums.
+    """
+
+    def __init__(self, reader: UnitReader, threads: int = THREADS):
+        """Raises InvalidInput if there are no threads."""
+        if threads < 1:
+            raise InvalidInput(f"{threads} threads cannot read; use 1 or more")
+        self._reader = reader
+        self._queue: queue.SimpleQueue[ScatteredRead | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._threads = [
+            threading.Thread(
+                target=_work, args=(self._queue,), name=f"flash-scattered-{i}", daemon=True
+            )
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def start(
+        self,
+        group: Group,
+        units: NDArray[np.int64],
+        memory: memoryview,
+        places: NDArray[np.int64],
+        gap: int,
+    ) -> ScatteredRead:
+        """Begin to read `units` (ascending, of the group) and the padding behind each.
+
+        Unit i goes to memory[places[i]:]; nobody else may touch it until the read is over. Units
+        with no more than `gap` bytes between them are read together. Each is verified, see
+        UnitReader.read_scattered. Raises EngineError after close.
+        """
+        begins, ends = group.offsets[units], group.offsets[units + 1]
+        cuts = cut_runs(begins, ends, gap, len(self._threads))
+        bounds = [0, *cuts.tolist(), len(units)] if len(units) else [0]
+        firsts, lasts = np.array(bounds[:-1], np.int64), np.array(bounds[1:], np.int64) - 1
+        nbytes = int((ends[lasts] - begins[firsts]).sum())
+        ids, starts = units.tolist(), places.tolist()
+        stops = (places + (ends - begins)).tolist()
+
+        def read(begin: int, end: int) -> None:
+            out = [memory[starts[i] : stops[i]] for i in range(begin, end)]
+            self._reader.read_scattered(group, ids[begin:end], out)
+
+        scattered = ScatteredRead(read, bounds, nbytes)
+        with self._lock:
+            if self._closed:
+                raise EngineError("reading has ended; open the model again")
+            for _ in range(min(scattered.reads, len(self._threads))):
+                self._queue.put(scattered)
+        return scattered
+
+    def close(self) -> None:
+        """Finish what has been started, end the threads."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for _ in self._threads:
+                    self._queue.put(None)
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(_POLL_S)
+
+    def __enter__(self) -> ScatteredReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def cut_runs(
+    begins: NDArray[np.int64], ends: NDArray[np.int64], gap: int, threads: int
+) -> NDArray[np.int64]:
+    """Where to cut extents begins[i] .. ends[i] (bytes, ascending) into reads: positions > 0.
+
+    Where the hole before an extent is more than `gap` bytes; and where a read has grown past a
+    thread's share of all bytes.
+    """
+    cuts = np.flatnonzero(begins[1:] - ends[:-1] > gap) + 1
+    if not len(begins):
+        return cuts
+    firsts = np.concatenate([np.zeros(1, np.int64), cuts])
+    stops = np.append(cuts, len(begins))
+    share = min(max(int((ends - begins).sum()) // threads, LEAST_SHARE), MOST_SHARE)
+    if (ends[stops - 1] - begins[firsts]).max() <= share:
+        return cuts
+    into = (ends - np.repeat(begins[firsts], stops - firsts) - 1) // share
+    return np.flatnonzero((begins[1:] - ends[:-1] > gap) | (np.diff(into) != 0)) + 1
+
+
+def _work(tasks: queue.SimpleQueue[ScatteredRead | None]) -> None:
+    """Read what is queued until told to end."""
+    while (scattered := tasks.get()) is not None:
+        scattered.work()
