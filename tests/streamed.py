@@ -30,6 +30,7 @@ def small_reads(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(policy, "READ_BYTES", 20 << 10)
     patch.setattr(policy, "AHEAD_BYTES", 150 << 10)
     patch.setattr(scanning, "HEAD_PIECE", 64 << 10)
+    patch.setattr(scanning, "FFN_PIECE", 40 << 10)
     patch.setattr(pinned, "CHUNK_BYTES", 100 << 10)
 
 
@@ -40,6 +41,7 @@ def write(
     tied: bool = False,
     positions: bool = False,
     dtype: str = "f32",
+    activation: str = "silu",
 ) -> Path:
     """A model of 2 MB in about 200 units. With `positions` it is of OPT's kind."""
     rope = None if positions else RopeSpec(1e4, 16, "interleaved")
@@ -50,7 +52,7 @@ def write(
         context_length=96,
         norm=NormSpec("layer" if positions else "rms", 1e-5, bias=positions),
         attention=AttentionSpec(4, 2, 16, 0.25, qkv_bias=positions, out_bias=positions),
-        ffn=FFNSpec(192, "relu" if positions else "silu", gated=not positions, bias=positions),
+        ffn=FFNSpec(192, "relu" if positions else activation, gated=not positions, bias=positions),
         kinds=(LayerKind(rope),),
         layers=(0,) * LAYERS,
         tied_head=tied,
@@ -58,6 +60,7 @@ def write(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "UNIT_TARGET", 8 << 10)
+        patch.setattr(layout, "ROW_UNIT", 2 << 10)
         return write_model(folder, config, random_weights(config, 5), dtype, codec)
 
 
@@ -74,11 +77,10 @@ class Streamed:
         """The model in `folder`."""
         model = read_model(folder)
         config = ModelConfig.from_json(model.manifest.config)
-        offsets = {name: group.offsets.tolist() for name, group in model.groups.items()}
         files = {group.file for group in model.groups.values()}
         return cls(
             model,
-            scanning.scan_of(config, offsets),
+            scanning.scan_of(config, model.offsets, model.manifest.codec),
             {name: (folder / name).read_bytes() for name in files},
         )
 

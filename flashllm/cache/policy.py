@@ -82,11 +82,13 @@ Stage = tuple[Span, ...]
 class Scan:
     """A model as it is used: stages in their order for every token, and tables of single rows.
 
-    A table may hold the same units as stages do (a head that is also the embedding).
+    A table may hold the same units as stages do (a head that is also the embedding). rare: stages
+    that only prompts need whole; other steps use single units of them, as they come.
     """
 
     stages: tuple[Stage, ...]
     tables: tuple[Span, ...]
+    rare: frozenset[int] = frozenset()
 
     @property
     def nbytes(self) -> int:
@@ -97,6 +99,15 @@ class Scan:
     def spans(self) -> list[Span]:
         """The spans of all stages, in order."""
         return [span for stage in self.stages for span in stage]
+
+    @property
+    def rare_groups(self) -> dict[str, int]:
+        """The groups of the rare stages, in order, and the bytes of each."""
+        found: dict[str, int] = {}
+        for stage in sorted(self.rare):
+            for span in self.stages[stage]:
+                found[span.group] = found.get(span.group, 0) + span.nbytes
+        return found
 
     @property
     def lone_tables(self) -> list[Span]:
@@ -111,7 +122,8 @@ class Residency:
 
     pinned[stage][span]: how many units of the span stay, its first ones. all_rows: whether the
     tables that are in no stage stay whole. slots of slot_bytes each take an extent; table_slots a
-    unit of each table.
+    unit of each table. window_bytes: room for units of rare stages that were used of late, 0 if all
+    of those stay.
     """
 
     scan: Scan
@@ -120,6 +132,7 @@ class Residency:
     slots: int
     slot_bytes: int
     table_slots: int
+    window_bytes: int = 0
 
     @property
     def streams(self) -> bool:
@@ -135,7 +148,7 @@ class Residency:
     def passing_bytes(self) -> int:
         """Bytes of memory for units that do not stay."""
         tables = sum(table.largest for table in self.scan.tables)
-        return self.slots * self.slot_bytes + self.table_slots * tables
+        return self.slots * self.slot_bytes + self.table_slots * tables + self.window_bytes
 
     @property
     def nbytes(self) -> int:
@@ -144,10 +157,13 @@ class Residency:
 
     @property
     def streamed_bytes(self) -> int:
-        """Bytes read from flash for every pass over the stages."""
-        counts = itertools.chain(*self.pinned)
-        spans = zip(self.scan.spans, counts, strict=True)
-        return sum(span.bytes_of(count, span.units) for span, count in spans)
+        """Bytes read from flash for every token: for a pass over the stages that are not rare."""
+        return sum(
+            span.bytes_of(count, span.units)
+            for i, (stage, counts) in enumerate(zip(self.scan.stages, self.pinned, strict=True))
+            if i not in self.scan.rare
+            for span, count in zip(stage, counts, strict=True)
+        )
 
     def kept(self) -> Iterator[tuple[Span, int]]:
         """Each span, of the stages in order and then of the lone tables, with how many stay."""
@@ -166,13 +182,14 @@ def pinned_scan(scan: Scan, room: int | None) -> Residency:
 
     Raises OutOfBudget if it is less than smallest_room(scan).
     """
-    everything = Residency(scan, _kept(scan, 0), True, 0, 0, 0)
+    everything = Residency(scan, _all(scan), True, 0, 0, 0)
     if room is None or everything.nbytes <= room:
         return everything
     if room < (least := smallest_room(scan)):
         raise OutOfBudget(f"{least} bytes are needed to stream this model's weights, not {room}")
+    room -= (window := _least_window(scan))
     low, high = 0, _STEPS  # as little streamed of a stage as fits
-    widest = _usual_stage(scan)
+    widest = _widest_stage(scan)
     while low < high:
         middle = (low + high) // 2
         if _streaming(scan, widest * middle // _STEPS, AHEAD_BYTES).nbytes <= room:
@@ -184,6 +201,10 @@ def pinned_scan(scan: Scan, room: int | None) -> Residency:
         found = _least(scan)
         spare = (room - found.nbytes) // found.slot_bytes
         found = dataclasses.replace(found, slots=found.slots + spare)
+    if window:
+        most = sum(scan.rare_groups.values())
+        window = min(most, window + max(0, room - found.nbytes))
+        return dataclasses.replace(found, window_bytes=window)
     if not found.slots:  # only rows are looked up: keep more of them
         spare = (room - found.nbytes) // sum(table.largest for table in scan.tables)
         found = dataclasses.replace(found, table_slots=found.table_slots + spare)
@@ -192,7 +213,12 @@ def pinned_scan(scan: Scan, room: int | None) -> Residency:
 
 def smallest_room(scan: Scan) -> int:
     """The least memory for weights with which the scan works: about one stage, and some rows."""
-    return _least(scan).nbytes
+    return _least(scan).nbytes + _least_window(scan)
+
+
+def _least_window(scan: Scan) -> int:
+    """The least room for units of rare stages: a token may use any of a group's, all of them."""
+    return max(scan.rare_groups.values(), default=0)
 
 
 def _least(scan: Scan) -> Residency:
@@ -219,16 +245,24 @@ def _streaming(scan: Scan, most: int, ahead: int) -> Residency:
     )
 
 
+def _all(scan: Scan) -> tuple[tuple[int, ...], ...]:
+    """How many units each span has."""
+    return tuple(tuple(span.units for span in stage) for stage in scan.stages)
+
+
 def _kept(scan: Scan, most: int) -> tuple[tuple[int, ...], ...]:
     """How many units of each span stay, if `most` bytes of every stage are streamed.
 
     The same amount of every stage, because the ring must hold what is streamed of any: of a head
-    larger than the layers, more stays. What rounding to whole units streams less is made up for
-    in the stages that follow.
+    larger than the layers, more stays. Of rare stages nothing does. What rounding to whole units
+    streams less is made up for in the stages that follow.
     """
     behind = 0.0  # bytes that should have been streamed, and are not
     counts = []
-    for stage in scan.stages:
+    for i, stage in enumerate(scan.stages):
+        if i in scan.rare:
+            counts.append((0,) * len(stage))
+            continue
         size = _nbytes(stage)
         share = min(1.0, most / size)
         row = []
@@ -245,6 +279,12 @@ def _kept(scan: Scan, most: int) -> tuple[tuple[int, ...], ...]:
 def _usual_stage(scan: Scan) -> int:
     """Bytes of a stage such as most are: of a layer."""
     return sorted(_nbytes(stage) for stage in scan.stages)[len(scan.stages) // 2]
+
+
+def _widest_stage(scan: Scan) -> int:
+    """Bytes of the largest stage of which a part may stay."""
+    usual = (stage for i, stage in enumerate(scan.stages) if i not in scan.rare)
+    return max(map(_nbytes, usual))
 
 
 def _nbytes(stage: Stage) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flashllm.cache.arena import Arena
 from flashllm.cache.policy import Extent, Residency
@@ -29,8 +29,8 @@ class _Read:
 class Ring:
     """Brings stages into slots, and frees them. Reads go on ahead as long as slots are free.
 
-    Stages are expected in their order, over and over, those after `layers` only while `with_head`
-    is set. One that comes out of order (a step was cancelled) only costs the reads made in vain.
+    Stages are expected in the order that `expect` was told last, over and over. One that comes out
+    of order (a step was cancelled) only costs the reads made in vain.
 
     read_bytes: what was read for stages so far, in vain too.
     """
@@ -39,21 +39,27 @@ class Ring:
         self,
         model: FlashModel,
         residency: Residency,
-        layers: int,
         prefetcher: Prefetcher,
         place: Place,
     ):
         self._model = model
         self._prefetcher = prefetcher
         self._place = place
-        self._layers = layers
         self._arena = Arena(residency.slots, residency.slot_bytes)
         self._extents = [residency.extents(stage) for stage in range(len(residency.scan.stages))]
         self._reads: deque[_Read] = deque()
         self._held: list[int] = []
         self._next: tuple[int, int] = (0, 0)  # stage, and which of its extents
-        self.with_head = True
+        self._order: Sequence[int] = ()
+        self._after: dict[int, int] = {}
         self.read_bytes = 0
+        self.expect(range(len(self._extents)))
+
+    def expect(self, order: Sequence[int]) -> None:
+        """Say in which order stages will come from now on."""
+        if order is not self._order:
+            self._order = order
+            self._after = dict(zip(order, [*order[1:], order[0]], strict=True))
 
     def fetch(self, stage: int) -> None:
         """Wait until all of a stage is in memory, where it remains until `release`.
@@ -114,7 +120,7 @@ class Ring:
         while self._arena.free and passed <= len(self._extents):
             stage, index = self._next
             if index == len(self._extents[stage]):
-                self._next = (self._after(stage), 0)
+                self._next = (self._after.get(stage, self._order[0]), 0)
                 if self._reads and self._next[0] == self._reads[0].stage:
                     return
                 passed += 1
@@ -130,7 +136,3 @@ class Ring:
             )
             self._reads.append(_Read(stage, extent, slot, pending))
             self._next = (stage, index + 1)
-
-    def _after(self, stage: int) -> int:
-        last = stage + 1 == len(self._extents) or (stage + 1 == self._layers and not self.with_head)
-        return 0 if last else stage + 1

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flashllm.cache.gate_rows import GateRows
+from flashllm.cache.neurons import NeuronCache
 from flashllm.cache.pinned import PinnedUnits, Progress
 from flashllm.cache.policy import Extent, Residency
 from flashllm.cache.ring import Ring
 from flashllm.cache.rows import RowUnits
-from flashllm.flash.format import FlashModel
+from flashllm.flash.format import FlashModel, Group
+from flashllm.flash.parts import FFNPart
 from flashllm.flash.prefetch import Prefetcher
 from flashllm.flash.reader import UnitReader
 
@@ -43,6 +47,27 @@ class Traffic:
         return max(0.0, 1 - self.read_bytes / self.used_bytes) if self.used_bytes else 1.0
 
 
+class Brought(Protocol):
+    """Units of a group that are wanted: addresses int64, 0 of those still on their way.
+
+    wait() returns when all are there; raises CorruptModel, ModelIOError.
+    """
+
+    @property
+    def addresses(self) -> NDArray[np.int64]: ...
+    def wait(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InPlace:
+    """Units that are in memory already."""
+
+    addresses: NDArray[np.int64]
+
+    def wait(self) -> None:
+        """Nothing is on its way."""
+
+
 class Units:
     """Where every unit of a model is. One thread at a time may call it.
 
@@ -57,16 +82,23 @@ class Units:
         self,
         model: FlashModel,
         residency: Residency,
-        layers: int,
         io: str = "auto",
+        *,
+        window: int | None = None,
+        gap: int = 0,
     ):
-        """Nothing is read yet: see `load`. The first `layers` stages are the layers."""
+        """Nothing is read yet: see `load`.
+
+        window, gap: of the NeuronCache that holds units of rare stages.
+        """
         self.residency = residency
         self.io = io
         self.fallback: str | None = None
         self._model = model
         self._io = io
-        self._layers = layers
+        self._window = window
+        self._gap = gap
+        self._order: Sequence[int] = range(len(residency.scan.stages))
         self._tables = {
             name: np.zeros(group.units, np.int64) for name, group in model.groups.items()
         }
@@ -79,6 +111,10 @@ class Units:
         self._reader: UnitReader | None = None
         self._prefetcher: Prefetcher | None = None
         self._ring: Ring | None = None
+        self._neurons: NeuronCache | None = None
+        self._gate_rows: list[GateRows] = []
+        self._layer_of = {group: i for i, group in enumerate(residency.scan.rare_groups)}
+        self._unit_bytes = {group: _padded_sizes(model.groups[group]) for group in self._layer_of}
         self._used_bytes = self._read_bytes = 0
         self._wait_s = 0.0
         self._arranged = False
@@ -104,6 +140,7 @@ class Units:
         """What steps have asked of the weights so far."""
         read = self._read_bytes + sum(rows.read_bytes for rows in self._rows.values())
         read += self._ring.read_bytes if self._ring else 0
+        read += self._neurons.read_bytes if self._neurons else 0
         return Traffic(self._used_bytes, read, self._wait_s)
 
     def table(self, group: str, first: int, count: int) -> NDArray[np.int64]:
@@ -113,6 +150,15 @@ class Units:
     def row_table(self, group: str) -> NDArray[np.int64]:
         """The addresses of a group's units for look-ups: int64 [units], live."""
         return self._rows[group].table
+
+    def gate_rows(self, group: str, part: FFNPart, row_bytes: int) -> NDArray[np.int64]:
+        """The addresses of the first row of every neuron of codec `row`, kept in memory by `load`.
+
+        Beside the residency: the caller counts that memory.
+        """
+        rows = GateRows(self._model.group(group), part, row_bytes)
+        self._gate_rows.append(rows)
+        return rows.table
 
     def watch(self, group: str, on_change: Callable[[], None]) -> None:
         """Call on_change now, and whenever the group's table has changed."""
@@ -147,10 +193,31 @@ class Units:
             rows.bring(np.fromiter(units, np.int64), self._reader)
             self._wait_s += time.perf_counter() - start
 
-    def expect_head(self, expected: bool) -> None:
-        """Say whether the head will follow the layers, so that reading ahead goes the right way."""
+    def expect(self, order: Sequence[int]) -> None:
+        """Say in which order stages will be fetched from now on, so that reads go the right way."""
+        self._order = order
         if self._ring is not None:
-            self._ring.with_head = expected
+            self._ring.expect(order)
+
+    def begin_step(self) -> None:
+        """A step begins: what `bring` brought for one long past may go."""
+        self._arrange_again()
+        if self._neurons is not None:
+            self._neurons.begin_step()
+
+    def bring(self, group: str, units: NDArray[np.int64]) -> Brought:
+        """Begin to bring units of a rare stage's group, sorted and none twice: once a step.
+
+        They remain until the next step at least.
+        """
+        self._used_bytes += int(self._unit_bytes[group][units].sum())
+        if self._neurons is None:
+            return InPlace(self._tables[group][units])
+        return self._neurons.bring(self._layer_of[group], units)
+
+    def waited(self, seconds: float) -> None:
+        """Count time that a step waited for what `bring` began to bring."""
+        self._wait_s += seconds
 
     def resize(self, residency: Residency, on_progress: Progress) -> None:
         """Keep what another residency of the same scan keeps; no stage may be in use.
@@ -167,11 +234,14 @@ class Units:
             rows.check_integrity()
         if self._ring is not None:
             self._ring.check_integrity()
+        if self._neurons is not None:
+            self._neurons.check_integrity()
 
     def close(self) -> None:
         """Give the memory back: no program that points into it may run any more."""
         self._stop_passing()
         self._pinned.close()
+        self._gate_rows.clear()
         for rows in self._rows.values():
             rows.close()
 
@@ -189,6 +259,8 @@ class Units:
         reader.read([(file, 0, 1) for file in files], [np.empty(1, np.uint8) for _ in files])
         prefetcher = self._prefetcher = Prefetcher(reader)
         self._pinned.hold(residency, prefetcher, on_progress)
+        for gate_rows in self._gate_rows:
+            gate_rows.load(reader)
         self.residency, self.io, self.fallback = residency, reader.io, reader.fallback
         for rows in self._rows.values():
             rows.reset(residency.table_slots)
@@ -196,7 +268,11 @@ class Units:
             if span.group in self._rows:
                 self._rows[span.group].pin(span.first, self.table(span.group, span.first, count))
         if residency.slots:
-            self._ring = Ring(self._model, residency, self._layers, prefetcher, self._put_extent)
+            self._ring = Ring(self._model, residency, prefetcher, self._put_extent)
+            self._ring.expect(self._order)
+        if residency.window_bytes:
+            groups, room = list(self._layer_of), residency.window_bytes
+            self._neurons = NeuronCache(self._model, groups, room, self._window, reader, self._gap)
         if not residency.streams:
             self._stop_passing()
         self._arranged = True
@@ -209,6 +285,10 @@ class Units:
             self._ring.close()
             self._read_bytes += self._ring.read_bytes
             self._ring = None
+        if self._neurons is not None:
+            self._neurons.close()
+            self._read_bytes += self._neurons.read_bytes
+            self._neurons = None
         if self._prefetcher is not None:
             self._prefetcher.close()
             self._prefetcher = None
@@ -228,3 +308,7 @@ class Units:
     def _tell(self, group: str) -> None:
         for on_change in self._watchers.get(group, ()):
             on_change()
+
+
+def _padded_sizes(group: Group) -> NDArray[np.int64]:
+    return np.diff(group.offsets)

@@ -27,8 +27,8 @@ def measure(path: Path, room: int, io: str, seconds: float) -> float | None:
     Raises CorruptModel, ModelIOError, InvalidInput, OutOfBudget.
     """
     model = read_model(path)
-    offsets = {name: group.offsets.tolist() for name, group in model.groups.items()}
-    residency = pinned_scan(scan_of(ModelConfig.from_json(model.manifest.config), offsets), room)
+    config = ModelConfig.from_json(model.manifest.config)
+    residency = pinned_scan(scan_of(config, model.offsets, model.manifest.codec), room)
     stages = range(len(residency.scan.stages))
     extents = [extent for stage in stages for extent in residency.extents(stage)]
     if not extents:

@@ -19,11 +19,12 @@ from flashllm.flash.units_file import GroupPlan, units_bytes
 from flashllm.formats.checkpoint import Checkpoint
 from flashllm.formats.opening import open_checkpoint
 from flashllm.model.config import ModelConfig
+from flashllm.model.ffn_parts import extra_bytes, neurons_per_unit
 from flashllm.model.options import LoadOptions
 from flashllm.model.plan import Needs, Plan, Sizes
 from flashllm.model.plan import plan as plan_sizes
 from flashllm.model.roles import roles
-from flashllm.model.scan import scan_of
+from flashllm.model.scan import neurons_at_once, scan_of
 
 _DOCUMENTS = 1 << 20  # manifest and tokeniser, of which nothing is known before the conversion
 
@@ -61,10 +62,8 @@ def plan_model(folder: Path, options: LoadOptions) -> Plan:
         weights=model.unit_bytes,
         stored=sum(entry.nbytes for entry in model.manifest.files.values()),
     )
-    parts = {name: group.parts for name, group in model.groups.items()}
-    offsets = {name: group.offsets.tolist() for name, group in model.groups.items()}
     config = ModelConfig.from_json(model.manifest.config)
-    return _plan(folder.name, config, parts, offsets, sizes, options)
+    return _plan(folder.name, config, model.parts, model.offsets, sizes, options)
 
 
 def plan_shape(
@@ -164,8 +163,15 @@ def _plan(
 ) -> Plan:
     """The plan of a model of these groups: the parts of each, and where its units begin."""
     every = [part for group in parts.values() for part in group]
-    widths = [p.units * p.neurons_per_unit for p in every if isinstance(p, FFNPart)]
-    needs = Needs(config, scan_of(config, offsets), max(widths), options.kv_dtype or "f16")
+    codec = next(part.codec for part in every if isinstance(part, FFNPart))
+    scan = scan_of(config, offsets, codec, sparse=options.sparse)
+    needs = Needs(
+        config,
+        scan,
+        neurons_at_once(scan, neurons_per_unit(parts)),
+        options.kv_dtype or "f16",
+        extra=extra_bytes(every, config, options.sparse),
+    )
     return plan_sizes(
         name,
         needs,

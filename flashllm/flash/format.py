@@ -83,6 +83,16 @@ class FlashModel:
         return self.groups[name]
 
     @property
+    def offsets(self) -> dict[str, list[int]]:
+        """Where each unit of each group begins and the last one ends, in the group's bytes."""
+        return {name: group.offsets.tolist() for name, group in self.groups.items()}
+
+    @property
+    def parts(self) -> dict[str, tuple[Part, ...]]:
+        """What the units of each group hold."""
+        return {name: group.parts for name, group in self.groups.items()}
+
+    @property
     def unit_bytes(self) -> int:
         """Bytes of all units, without padding."""
         return sum(int(group.lengths.sum()) for group in self.groups.values())

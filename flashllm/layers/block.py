@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 from flashllm.kernels.program import Program
 from flashllm.kernels.weights import Floats
@@ -10,6 +11,14 @@ from flashllm.layers.attention import Attention
 from flashllm.layers.buffers import StepBuffers
 from flashllm.layers.ffn import FeedForward
 from flashllm.layers.norm import Norm
+
+
+class RecordFFN(Protocol):
+    """Records out (+)= what neurons give for s.ffn_in."""
+
+    def __call__(
+        self, program: Program, s: StepBuffers, out: Floats, *, accumulate: bool
+    ) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +39,42 @@ class Block:
 
     def record(self, program: Program, s: StepBuffers) -> None:
         """One layer over s.x."""
+        self.record_attention(program, s)
+        self.record_ffn(program, s, self.ffn.record)
+
+    def record_attention(self, program: Program, s: StepBuffers) -> None:
+        """The layer as far as s.ffn_in, which the feed-forward reads."""
         _read(program, s, self.attention_norm, s.attention_in.values)
         if self.parallel:
             _read(program, s, self.ffn_norm, s.ffn_in.values)
-        _add(program, s, self.attention, self.attention_post_norm)
+        out, accumulate = self._target(s, self.attention_post_norm)
+        self.attention.record(program, s, out, accumulate=accumulate)
+        if self.attention_post_norm:
+            self.attention_post_norm.record(program, s.branch, s.x, accumulate=True)
         if not self.parallel:
             _read(program, s, self.ffn_norm, s.ffn_in.values)
-        _add(program, s, self.ffn, self.ffn_post_norm)
+
+    def record_ffn(
+        self,
+        program: Program,
+        s: StepBuffers,
+        record: RecordFFN,
+        *,
+        first: bool = True,
+        last: bool = True,
+    ) -> None:
+        """The rest of the layer, or a part of it: `record` adds what some neurons give.
+
+        first, last: whether no neurons come before those, or after.
+        """
+        out, accumulate = self._target(s, self.ffn_post_norm)
+        record(program, s, out, accumulate=accumulate or not first)
+        if self.ffn_post_norm and last:
+            self.ffn_post_norm.record(program, s.branch, s.x, accumulate=True)
+
+    def _target(self, s: StepBuffers, post_norm: Norm | None) -> tuple[Floats, bool]:
+        """Where a branch puts its result, and whether it adds it to what is there."""
+        return (s.x, True) if post_norm is None else (s.branch, False)
 
 
 def _read(program: Program, s: StepBuffers, norm: Norm | None, into: Floats) -> None:
@@ -44,13 +82,3 @@ def _read(program: Program, s: StepBuffers, norm: Norm | None, into: Floats) -> 
         norm.record(program, s.x, into)
     else:
         program.copy(s.x, s.hidden, into)
-
-
-def _add(
-    program: Program, s: StepBuffers, branch: Attention | FeedForward, post_norm: Norm | None
-) -> None:
-    if post_norm is None:
-        branch.record(program, s, s.x, accumulate=True)
-    else:
-        branch.record(program, s, s.branch, accumulate=False)
-        post_norm.record(program, s.branch, s.x, accumulate=True)

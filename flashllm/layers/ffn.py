@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 
+from flashllm.errors import InvalidInput
 from flashllm.kernels.program import Program
-from flashllm.kernels.weights import QUANTIZED, Floats, RowFFN, TileFFN
+from flashllm.kernels.weights import QUANTIZED, Floats, Nonlinearity, RowFFN, TileFFN
 from flashllm.layers.buffers import StepBuffers
 
 
 @dataclasses.dataclass(frozen=True)
 class FeedForward:
-    """One layer's feed-forward, gated (Shazeer, 2020) or not, dense."""
+    """One layer's feed-forward, gated (Shazeer, 2020) or not, dense.
+
+    quantized_before: whether s.ffn_in is in its int8 form already, if that is needed.
+    """
 
     weights: TileFFN | RowFFN
-    activation: str
+    activation: Nonlinearity
     gate_bias: Floats | None = None
     up_bias: Floats | None = None
     down_bias: Floats | None = None
+    quantized_before: bool = False
+
+    @property
+    def reads_codes(self) -> bool:
+        """Whether the int8 form of s.ffn_in is needed."""
+        return self.weights.dtype in QUANTIZED
+
+    def part(self, first: int, count: int) -> FeedForward:
+        """Neurons first .. first+count-1 of codec `row`, to be added to what those before gave."""
+        weights = self.weights
+        if not isinstance(weights, RowFFN):
+            raise InvalidInput("only neurons that lie one after another can be used in parts")
+        span = slice(first, first + count)
+        return dataclasses.replace(
+            self,
+            weights=dataclasses.replace(weights, table=weights.table[span]),
+            gate_bias=None if self.gate_bias is None else self.gate_bias[span],
+            up_bias=None if self.up_bias is None else self.up_bias[span],
+            down_bias=None if first else self.down_bias,
+            quantized_before=self.quantized_before or first > 0,
+        )
 
     def record(self, program: Program, s: StepBuffers, out: Floats, *, accumulate: bool) -> None:
         """out (+)= feed-forward of s.ffn_in."""
-        if self.weights.dtype in QUANTIZED:
+        if self.reads_codes and not self.quantized_before:
             program.quantize(s.ffn_in)
         program.ffn_hidden(
             s.ffn_in,

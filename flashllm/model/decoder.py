@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Literal
@@ -14,15 +15,16 @@ from flashllm.cache.pinned import Progress
 from flashllm.cache.units import Traffic, Units
 from flashllm.errors import ContextFull, InvalidInput
 from flashllm.kernels import Backend
-from flashllm.kernels.program import Program
 from flashllm.kernels.weights import KV_NAMES, Floats
-from flashllm.layers.block import Block
 from flashllm.layers.buffers import StepBuffers
 from flashllm.layers.head import Embedding, Head
+from flashllm.layers.layer import Layer, Observer
 from flashllm.layers.rope import RopeTable
+from flashllm.layers.sparse_ffn import SPARSE_ROWS, SparseCounts
 from flashllm.model.config import ModelConfig
 from flashllm.model.fit import fit, least_budget
 from flashllm.model.memory import KVDtype
+from flashllm.model.scan import LayerStages
 
 OnLayer = Callable[[int, int], None]
 
@@ -32,6 +34,9 @@ class Decoder:
 
     A token's logits are bitwise the same whatever comes with it: how many tokens are in the step,
     how a prompt is cut into steps, how many threads there are, and which weights stay in memory.
+
+    Unless it runs sparse: then a step of a few tokens computes the neurons that are expected to
+    fire, longer ones all.
 
     config: its shape. budget: bytes that the whole process may use, None for no limit.
     scratch_bytes: memory of the buffers of a step.
@@ -45,11 +50,13 @@ class Decoder:
         buffers: StepBuffers,
         ropes: Seq[RopeTable],
         embedding: Embedding,
-        blocks: Seq[Block],
+        layers: Seq[Layer],
+        stages: Seq[LayerStages],
         head: Head,
         *,
         budget: int | None = None,
         scratch: int = 0,
+        sparse: SparseCounts | None = None,
     ):
         self.config = config
         self.budget = budget
@@ -60,12 +67,17 @@ class Decoder:
         self._ropes = ropes
         self._head = head
         self._embedding = embedding
-        self._layers = [self._layer(block) for block in blocks]
-
-    def _layer(self, block: Block) -> Program:
-        program = self._backend.program(self._buffers.capacity)
-        block.record(program, self._buffers)
-        return program
+        self._layers = layers
+        self._sparse = sparse
+        self._observer: Observer | None = None
+        whole = tuple(range(stages[-1].ffn[-1] + 1))
+        few = tuple(layer.attention for layer in stages) if sparse else whole
+        last = tuple(range(len(whole), len(units.residency.scan.stages)))
+        self._orders = {
+            (is_sparse, with_head): (few if is_sparse else whole) + (last if with_head else ())
+            for is_sparse in (False, True)
+            for with_head in (False, True)
+        }
 
     @property
     def weight_bytes(self) -> int:
@@ -143,8 +155,10 @@ class Decoder:
             done = first * self.config.n_layers
             is_last = first + len(chunk) == len(ids)
             wanted = logits == "all" or (logits == "last" and is_last)
-            self._units.expect_head(wanted)
-            self._forward(chunk, [sequence] * len(chunk), positions, on_layer, done, total)
+            sequences = [sequence] * len(chunk)
+            is_sparse = self._is_sparse(len(ids))
+            self._units.expect(self._orders[is_sparse, wanted])
+            self._forward(chunk, sequences, positions, is_sparse, on_layer, done, total)
             sequence.length += len(chunk)
             if wanted:
                 rows = slice(0 if logits == "all" else len(chunk) - 1, len(chunk))
@@ -174,8 +188,9 @@ class Decoder:
             if position >= sequence.n_ctx:
                 raise ContextFull(f"position {position} is outside a context of {sequence.n_ctx}")
             lengths[id(sequence)] += 1
-        self._units.expect_head(True)
-        self._forward(ids, sequences, at, None, 0, 0)
+        is_sparse = self._is_sparse(len(ids))
+        self._units.expect(self._orders[is_sparse, True])
+        self._forward(ids, sequences, at, is_sparse, None, 0, 0)
         for sequence in sequences:
             sequence.length = lengths[id(sequence)]
         return self._head.logits(self._buffers.x[: len(ids)])
@@ -203,6 +218,19 @@ class Decoder:
         scan = self._units.residency.scan
         return least_budget(scan, kv=kv, scratch=self.scratch_bytes, taken=taken)
 
+    @property
+    def sparse_counts(self) -> SparseCounts | None:
+        """What sparse steps did so far; None of a dense model."""
+        return dataclasses.replace(self._sparse) if self._sparse else None
+
+    def observe(self, observer: Observer | None) -> None:
+        """Show `observer` what the feed-forwards of dense steps read and give, from now on."""
+        self._observer = observer
+
+    def _is_sparse(self, tokens: int) -> bool:
+        """Whether a step of so many tokens computes only the neurons that fire."""
+        return self._sparse is not None and tokens <= SPARSE_ROWS
+
     def close(self) -> None:
         """Stop the threads and give the weights' memory back."""
         self._backend.close()
@@ -225,6 +253,7 @@ class Decoder:
         ids: NDArray[np.int64],
         sequences: Seq[Sequence],
         positions: NDArray[np.int64],
+        is_sparse: bool,
         on_layer: OnLayer | None,
         done: int,
         total: int,
@@ -238,12 +267,14 @@ class Decoder:
         for rope in self._ropes:
             rope.prepare(positions, contexts)
         self._embedding.embed(s.tokens[:rows], s.positions[:rows], s.x)
-        for stage, layer in enumerate(self._layers):
-            self._units.fetch(stage)
-            try:
-                layer.run(rows)
-            finally:
-                self._units.release()
+        if self._sparse and is_sparse:
+            self._units.begin_step()
+            self._sparse.tokens += rows
+        for layer in self._layers:
+            if is_sparse:
+                layer.run_sparse(rows, self._units)
+            else:
+                layer.run(rows, self._units, self._observer)
             done += rows
             if on_layer:
                 on_layer(done, total)

@@ -23,6 +23,10 @@ STEP_TOKENS = 512
 LOGIT_ROWS = 32
 """The most rows of logits computed at once: at 128k tokens of vocabulary 16 MB."""
 
+UNIT_BYTES = 120
+"""What each unit of a model takes besides its bytes: where it is on disk and in memory, its length,
+its checksum, when it was used. Counted where units are as small as neurons."""
+
 KVDtype = Literal["f16", "f32", "q8"]
 """What keys and values may be kept in."""
 
@@ -31,6 +35,7 @@ KV_BLOCK = 16
 
 _KV_ELEMENT_BYTES: dict[str, int] = {"f16": 2, "f32": 4, "q8": 1}
 _Q8_SCALE_BYTES = 4  # of each key and each value of each head
+_SPARSE_ROWS = 8  # tokens of a sparse step
 _ROPE_STEP = 256  # positions whose cosines are computed together
 _FLOAT = 4
 _QUANTIZED = _FLOAT + 1 + 2 * _FLOAT / 32
@@ -82,6 +87,19 @@ def scratch_bytes(
     turns = sum(_rope_bytes(rope, min(n_ctx, config.context_length)) for rope in ropes)
     tokeniser = TOKEN_BYTES * config.vocab_size
     return int(step_tokens * row + head) + embedding + turns + _vector_bytes(config) + tokeniser
+
+
+def sparse_bytes(config: ModelConfig, units: int, gate_bytes: int, sparse: str | None) -> int:
+    """Bytes that running a model of codec `row` takes besides: its index of so many units and, if
+    it runs sparse, buffers for a few tokens and rows by which neurons are known to fire.
+
+    gate_bytes: of these rows; "oracle" has them for nothing, to compare with.
+    """
+    index = UNIT_BYTES * units
+    if sparse is None:
+        return index
+    of_neurons = _SPARSE_ROWS * _padded(config.ffn.size) * 4 * _QUANTIZED + 40 * config.ffn.size
+    return index + int(of_neurons) + (gate_bytes if sparse == "gate" else 0)
 
 
 def _rope_bytes(rope: RopeSpec, positions: int) -> int:

@@ -51,13 +51,15 @@ class Sizes:
 class Needs:
     """What a model takes of memory: its weights in their order of use, and what lies beside them.
 
-    neurons: of the widest layer, with those that fill its last unit.
+    neurons: the most that are computed at once, with those that fill a unit. extra: bytes that only
+    this kind of model takes.
     """
 
     config: ModelConfig
     scan: Scan
     neurons: int
     kv_dtype: KVDtype
+    extra: int = 0
 
     @property
     def least_room(self) -> int:
@@ -67,7 +69,7 @@ class Needs:
     def beside(self, n_ctx: int) -> int:
         """Bytes beside weights, with n_ctx tokens of context."""
         scratch = scratch_bytes(self.config, self.neurons, n_ctx)
-        return FIXED_BYTES + kv_bytes(self.config, n_ctx, self.kv_dtype) + scratch
+        return FIXED_BYTES + kv_bytes(self.config, n_ctx, self.kv_dtype) + scratch + self.extra
 
     def largest_context(self, budget: int, most: int) -> int:
         """The most tokens of context, `most` at most, that fit `budget`; 0 if not even one does."""
@@ -213,7 +215,7 @@ def plan(
 ) -> Plan:
     """The plan of a model that needs this and has these sizes, within `budget` bytes in all."""
     kv = kv_bytes(needs.config, n_ctx, needs.kv_dtype)
-    scratch = scratch_bytes(needs.config, needs.neurons, n_ctx)
+    scratch = scratch_bytes(needs.config, needs.neurons, n_ctx) + needs.extra
     least = needs.least_room
     residency = pinned_scan(needs.scan, max(least, weights_room(budget, kv, scratch)))
     return Plan(

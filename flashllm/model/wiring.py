@@ -15,7 +15,15 @@ from flashllm.cache.units import Units
 from flashllm.errors import CorruptModel, UnsupportedModel
 from flashllm.flash.format import FlashModel, MatrixPart, read_small
 from flashllm.flash.parts import FFNPart, Part
-from flashllm.kernels.weights import TILE_ROWS, Floats, RowFFN, Scoring, TileFFN, TileMatrix
+from flashllm.kernels.weights import (
+    TILE_ROWS,
+    Floats,
+    Nonlinearity,
+    RowFFN,
+    Scoring,
+    TileFFN,
+    TileMatrix,
+)
 from flashllm.layers.attention import Attention
 from flashllm.layers.block import Block
 from flashllm.layers.buffers import StepBuffers
@@ -26,8 +34,12 @@ from flashllm.layers.norm import Norm
 from flashllm.layers.rope import RopeTable
 from flashllm.model.config import ModelConfig
 from flashllm.model.decoder import Decoder
+from flashllm.model.ffn_parts import neurons_per_unit
+from flashllm.model.layering import Layering
 from flashllm.model.memory import LOGIT_ROWS
 from flashllm.model.roles import roles
+from flashllm.model.scan import layer_stages, neurons_at_once
+from flashllm.model.sparse_wiring import SparseWiring
 from flashllm.model.specs import NormSpec
 
 
@@ -45,6 +57,7 @@ class Wiring:
         units: Units,
         kv_dtype: np.dtype[Any],
         capacity: int,
+        sparse: str | None = None,
     ):
         """Raises CorruptModel for a vector that is missing or of another shape."""
         self._model = model
@@ -53,6 +66,7 @@ class Wiring:
         self._units = units
         self._kv_dtype = kv_dtype
         self._capacity = capacity
+        self._sparse = sparse
         self._shapes = roles(config)
         self._vectors = self._read_vectors()
         specs = {config.kind_of(i).rope for i in range(config.n_layers)}
@@ -67,7 +81,7 @@ class Wiring:
 
         Raises CorruptModel, UnsupportedModel.
         """
-        c = self._config
+        c, scan = self._config, self._units.residency.scan
         blocks = [self._block(i) for i in range(c.n_layers)]
         buffers = StepBuffers(
             self._capacity,
@@ -75,9 +89,19 @@ class Wiring:
             heads=c.attention.heads,
             kv_heads=c.attention.kv_heads,
             head_dim=c.attention.head_dim,
-            neurons=max(_neurons(block.ffn.weights) for block in blocks),
+            neurons=neurons_at_once(scan, neurons_per_unit(self._model.parts)),
             kv_dtype=self._kv_dtype,
         )
+        layering = Layering(scan, self._backend.program, buffers)
+        stages = layer_stages(scan, c.n_layers)
+        sparse = self._sparse and SparseWiring(
+            self._sparse, self._model, self._units, self._vectors, layering
+        )
+        layers = []
+        for i, block in enumerate(blocks):
+            part = self._ffn_part(i)
+            path = sparse.path(i, block, stages[i].attention, part) if sparse else None
+            layers.append(layering.layer(i, block, stages[i], part, path))
         return Decoder(
             c,
             self._backend,
@@ -85,10 +109,12 @@ class Wiring:
             buffers,
             list(self._ropes.values()),
             self._embedding(),
-            blocks,
-            self._head(),
+            layers,
+            stages,
+            self._head(stages[-1].ffn[-1] + 1),
             budget=budget,
             scratch=scratch,
+            sparse=layering.counts if sparse else None,
         )
 
     # ------------------------------------------------------------ both ends
@@ -106,17 +132,17 @@ class Wiring:
         weight = dataclasses.replace(self._matrix(group, group), table=self._units.row_table(group))
         return RowTable(weight, functools.partial(self._units.look_up, group))
 
-    def _head(self) -> Head:
+    def _head(self, first_stage: int) -> Head:
         c = self._config
         group = "embed" if c.tied_head else "output"
         whole = self._matrix(group, group)
         return Head(
             lambda: self._backend.program(min(self._capacity, LOGIT_ROWS)),
             _scaled(self._needed_norm("output_norm", c.norm), c.logit_scale),
-            [_piece(whole, stage[0]) for stage in self._units.residency.scan.stages[c.n_layers :]],
+            [_piece(whole, stage[0]) for stage in self._units.residency.scan.stages[first_stage:]],
             c.logit_soft_cap,
             self._units,
-            c.n_layers,
+            first_stage,
         )
 
     # ------------------------------------------------------------ layers
@@ -166,7 +192,7 @@ class Wiring:
             groups=heads,
         )
 
-    def _ffn(self, i: int) -> FeedForward:
+    def _ffn_part(self, i: int) -> FFNPart:
         c, group = self._config, f"layers.{i}.ffn"
         part = self._part(group, "ffn")
         expected = (c.ffn.size, c.hidden_size, c.ffn.gated)
@@ -176,10 +202,14 @@ class Wiring:
             part.gate_dtype is not None,
         ):
             raise self._wrong(group, part)
+        return part
+
+    def _ffn(self, i: int) -> FeedForward:
+        c, group, part = self._config, f"layers.{i}.ffn", self._ffn_part(i)
         table = self._units.table(group, part.first_unit, part.units)
         return FeedForward(
             _tile_ffn(part, table) if part.codec == "tile" else self._row_ffn(group, part, table),
-            c.ffn.activation,
+            Nonlinearity(c.ffn.activation, c.ffn.threshold, c.ffn.up_activation == "relu"),
             gate_bias=self._vectors.get(f"layers.{i}.ffn_gate_bias"),
             up_bias=self._vectors.get(f"layers.{i}.ffn_up_bias"),
             down_bias=self._vectors.get(f"layers.{i}.ffn_down_bias"),
@@ -232,7 +262,8 @@ class Wiring:
                     f"{self._model.path}: vector {role!r} is {is_now}, expected {list(shape)}; "
                     "convert the model again"
                 )
-        return {role: found[role] for role in wanted}
+        predictors = {name for name in found if name.endswith(".predictor_bias")}
+        return {role: found[role] for role in (*wanted, *predictors)}
 
     def _wrong(self, what: str, part: Part) -> CorruptModel:
         return CorruptModel(
@@ -246,10 +277,6 @@ def _scaled(norm: Norm, scale: float) -> Norm:
     factor = np.float32(scale)
     bias = None if norm.bias is None else norm.bias * factor
     return dataclasses.replace(norm, weight=norm.weight * factor, bias=bias)
-
-
-def _neurons(weights: TileFFN | RowFFN) -> int:
-    return weights.padded_neurons if isinstance(weights, TileFFN) else len(weights.table)
 
 
 def _tile_ffn(part: FFNPart, table: NDArray[np.int64]) -> TileFFN:

@@ -32,7 +32,7 @@ class Watched:
         self.tables = {name: np.zeros(g.units, np.int64) for name, g in model.model.groups.items()}
         self.residency = residency
         self._model = model
-        self.ring = Ring(model.model, residency, LAYERS, prefetcher, self._place)
+        self.ring = Ring(model.model, residency, prefetcher, self._place)
 
     def _place(self, extent: Extent, address: int) -> None:
         offsets = self._model.model.group(extent.group).offsets
@@ -80,14 +80,14 @@ def test_the_head_is_not_read_where_it_is_not_expected(
     model: Streamed, prefetcher: Prefetcher
 ) -> None:
     for watched in rings(model, prefetcher):
-        watched.ring.with_head = False
+        watched.ring.expect(range(LAYERS))
         layers = [watched.residency.extents(stage) for stage in range(LAYERS)]
         size = sum(extent.nbytes for extents in layers for extent in extents)
         for done in range(1, 3):
             for stage in range(LAYERS):
                 watched.pass_over(stage)
             assert watched.ring.read_bytes == done * size
-        watched.ring.with_head = True
+        watched.ring.expect(range(len(watched.residency.scan.stages)))
         for stage in range(len(model.scan.stages)):
             watched.pass_over(stage)
         watched.ring.close()
@@ -195,7 +195,8 @@ class AnyUse(RuleBasedStateMachine):
 
     @rule(expected=st.booleans())
     def expect_head(self, expected: bool) -> None:
-        self.watched.ring.with_head = expected
+        stages = len(self.watched.residency.scan.stages)
+        self.watched.ring.expect(range(stages if expected else LAYERS))
 
     @rule(layer=st.integers(0, LAYERS - 1))
     def break_disk(self, layer: int) -> None:

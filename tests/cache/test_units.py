@@ -12,7 +12,7 @@ import pytest
 import streamed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streamed import LAYERS, Streamed
+from streamed import Streamed
 
 from flashllm.cache.policy import LOOKUP_SLOTS, Residency
 from flashllm.cache.units import Units
@@ -41,8 +41,8 @@ def use(units: Units, model: Streamed, stages: int | None = None) -> None:
         units.release()
 
 
-def opened(model: FlashModel, residency: Residency, layers: int, io: str) -> Units:
-    units = Units(model, residency, layers, io)
+def opened(model: FlashModel, residency: Residency, io: str) -> Units:
+    units = Units(model, residency, io)
     units.load()
     return units
 
@@ -58,7 +58,7 @@ def test_all_of_a_stage_is_there_while_it_is_used(
 ) -> None:
     model = Streamed.read(folder(**options))
     for residency in model.residencies():
-        units = opened(model.model, residency, LAYERS, io)
+        units = opened(model.model, residency, io)
         for _ in range(2):
             use(units, model)
         units.close()
@@ -73,7 +73,7 @@ def test_what_stays_may_change_between_stages(folder: Folder, options: dict[str,
     @settings(max_examples=10)
     @given(st.lists(st.tuples(st.sampled_from(choices), st.integers(0, 6)), max_size=5))
     def holds(steps: list[tuple[Residency, int]]) -> None:
-        units = opened(model.model, choices[-1], LAYERS, "pread")
+        units = opened(model.model, choices[-1], "pread")
         for residency, stages in steps:
             use(units, model, stages)
             units.resize(residency, nothing)
@@ -86,7 +86,7 @@ def test_what_stays_may_change_between_stages(folder: Folder, options: dict[str,
 
 def test_watchers_hear_of_every_change(model: Streamed) -> None:
     """Addresses worked out from a table are worked out anew."""
-    units = opened(model.model, model.residency(0), LAYERS, "pread")
+    units = opened(model.model, model.residency(0), "pread")
     group = "layers.2.ffn"
     table = units.table(group, 0, model.model.group(group).units)
     copies: list[np.ndarray] = []
@@ -104,7 +104,7 @@ def test_watchers_hear_of_every_change(model: Streamed) -> None:
 
 def test_traffic_tells_what_was_used_read_and_waited_for(model: Streamed) -> None:
     residency = model.residency(0.3)
-    units = opened(model.model, residency, LAYERS, "pread")
+    units = opened(model.model, residency, "pread")
     assert units.traffic.hit_rate == 1
     for done in range(1, 4):
         for stage in range(len(model.scan.stages)):
@@ -124,7 +124,7 @@ def test_traffic_tells_what_was_used_read_and_waited_for(model: Streamed) -> Non
 
 
 def test_rows_looked_up_at_once_are_there_together(model: Streamed) -> None:
-    units = opened(model.model, model.residency(0), LAYERS, "pread")
+    units = opened(model.model, model.residency(0), "pread")
     rows = list(range(3, 3 + LOOKUP_SLOTS))
     units.look_up("embed", rows)
     for row in rows:
@@ -144,7 +144,7 @@ def test_a_change_that_fails_is_undone_by_the_next_use(
         model.residencies()[0] if share is None else model.residency(share)
         for share in (before, after)
     )
-    units = opened(model.model, had, LAYERS, "pread")
+    units = opened(model.model, had, "pread")
     broken = [("layers.4.ffn", 1), ("layers.1.ffn", 2), ("layers.1.attn", 3)]
     for group, unit in broken:
         streamed.damage(model, group, unit)
@@ -161,7 +161,7 @@ def test_a_change_that_fails_is_undone_by_the_next_use(
 
 
 def test_a_change_that_is_stopped_is_undone_by_the_next_use(model: Streamed) -> None:
-    units = opened(model.model, model.residency(0), LAYERS, "pread")
+    units = opened(model.model, model.residency(0), "pread")
     had = units.residency
 
     def stop(done: int, total: int) -> None:
@@ -180,5 +180,5 @@ def test_units_that_cannot_be_read_at_first_leave_nothing_open(tmp_path: Path) -
     streamed.damage(model, "layers.0.attn", 0)
     threads = threading.active_count()
     with pytest.raises(CorruptModel, match=r"unit 0 of 'layers\.0\.attn'"):
-        opened(model.model, model.residencies()[0], LAYERS, "pread")
+        opened(model.model, model.residencies()[0], "pread")
     assert threading.active_count() <= threads

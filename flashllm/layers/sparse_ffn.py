@@ -1,0 +1,182 @@
+"""The feed-forward of a few tokens: only neurons that are expected to fire are read and computed.
+
+"LLM in a flash" (arXiv 2312.11514), section 3: a predictor says which neurons fire, those that are
+not in memory are read while the others are computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm.kernels.program import Integers, Program
+from flashllm.kernels.weights import Activations, Floats, RowFFN
+from flashllm.layers.buffers import StepBuffers
+
+SPARSE_ROWS = 8
+"""Tokens that a sparse step takes at most: what more of them use together is nearly everything."""
+
+
+class Brought(Protocol):
+    """Units of a feed-forward on their way: the address of each, 0 where it is not there yet."""
+
+    @property
+    def addresses(self) -> NDArray[np.int64]: ...
+    def wait(self) -> None: ...
+
+
+Bring = Callable[[NDArray[np.int64]], Brought]
+"""Begins to bring units, in ascending order, which then remain for this step."""
+
+
+@dataclasses.dataclass
+class SparseCounts:
+    """What sparse steps did so far.
+
+    tokens: passed through all layers. fired: neurons computed, in all layers, and `neurons` of how
+    many. wait_s: waiting for the disk; manage_s: choosing neurons and looking them up.
+    """
+
+    tokens: int = 0
+    fired: int = 0
+    neurons: int = 0
+    wait_s: float = 0.0
+    manage_s: float = 0.0
+
+
+class _Half:
+    """Neurons that are computed by one run: where they are, their biases, and what they give."""
+
+    def __init__(self, neurons: int, biased: bool, gated: bool):
+        self.table: Integers = np.zeros(neurons, np.int64)
+        self.count: Integers = np.zeros(1, np.int64)
+        self.gate_bias = np.zeros(neurons, np.float32) if biased and gated else None
+        self.up_bias = np.zeros(neurons, np.float32) if biased else None
+        self.out = Activations(SPARSE_ROWS, neurons)
+
+
+class SparseBuffers:
+    """Memory that the sparse feed-forwards of all layers share; they have the same shape.
+
+    scores float32 [SPARSE_ROWS, at least neurons]: above 0 for the neurons that are expected to
+    fire. counts: what sparse steps did so far.
+    """
+
+    def __init__(
+        self,
+        make_program: Callable[[], Program],
+        ffn: RowFFN,
+        activation: str,
+        biased: bool,
+        step: StepBuffers,
+        counts: SparseCounts,
+    ):
+        neurons = len(ffn.table)
+        self.counts = counts
+        self.step = step
+        self.scores = Activations(SPARSE_ROWS, neurons)
+        self.fired = Activations(SPARSE_ROWS, neurons)
+        self.table: Integers = np.zeros(neurons, np.int64)
+        self.count: Integers = np.zeros(1, np.int64)
+        self.halves = [_Half(neurons, biased, ffn.gated) for _ in range(2)]
+        self.programs = []
+        for half in self.halves:
+            weights = dataclasses.replace(ffn, table=half.table, count=half.count)
+            program = make_program()
+            program.ffn_hidden(
+                step.ffn_in,
+                weights,
+                activation,
+                half.out,
+                gate_bias=half.gate_bias,
+                up_bias=half.up_bias,
+            )
+            self.programs.append(program)
+
+
+class SparseFeedForward:
+    """One layer's feed-forward over s.step.ffn_in, given the scores of its neurons."""
+
+    def __init__(
+        self,
+        s: SparseBuffers,
+        ffn: RowFFN,
+        gate_bias: Floats | None,
+        up_bias: Floats | None,
+        record_down: Callable[[RowFFN, Activations], Program],
+        bring: Bring,
+        neurons_per_unit: int,
+        neuron_bytes: int,
+    ):
+        """record_down makes the program that adds what the neurons of a RowFFN give, from their
+        activations.
+        """
+        self._s = s
+        self._neurons = len(ffn.table)
+        self._biases = (gate_bias, up_bias)
+        self._down = record_down(dataclasses.replace(ffn, table=s.table, count=s.count), s.fired)
+        self._bring = bring
+        self._per_unit = neurons_per_unit
+        self._neuron_bytes = neuron_bytes
+
+    def run(self, rows: int) -> None:
+        """Add the result to the residual stream. Raises what bringing units does."""
+        s, start = self._s, time.perf_counter()
+        fires = s.scores.values[:rows, : self._neurons] > 0
+        ids = np.flatnonzero(fires[0] if rows == 1 else fires.any(axis=0))
+        units, unit_of, within = self._units(ids)
+        brought = self._bring(units)
+        found = brought.addresses[unit_of]
+        near, far = np.flatnonzero(found), np.flatnonzero(found == 0)
+        addresses = found + within
+        s.counts.manage_s += time.perf_counter() - start
+        self._hidden(0, near, ids, addresses, fires, rows)
+        if len(far):
+            start = time.perf_counter()
+            brought.wait()
+            s.counts.wait_s += time.perf_counter() - start
+            addresses = brought.addresses[unit_of] + within
+            self._hidden(1, far, ids, addresses, fires, rows)
+        s.table[: len(ids)] = addresses
+        s.count[0] = len(ids)
+        self._down.run(rows)
+        s.counts.fired += int(np.count_nonzero(fires))
+        s.counts.neurons += rows * self._neurons
+
+    def _units(
+        self, ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64] | slice, NDArray[np.int64] | int]:
+        """The units that hold neurons, none twice; which of them each is in, and where in it."""
+        if self._per_unit == 1:
+            return ids, slice(None), 0
+        unit, place = np.divmod(ids, self._per_unit)
+        begins = np.ones(len(unit), np.bool_)
+        np.not_equal(unit[1:], unit[:-1], out=begins[1:])
+        return unit[begins], np.cumsum(begins) - 1, place * self._neuron_bytes
+
+    def _hidden(
+        self,
+        which: int,
+        chosen: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        addresses: NDArray[np.int64],
+        fires: NDArray[np.bool_],
+        rows: int,
+    ) -> None:
+        """What the chosen ones among `ids` give, put where they are in the order of ids."""
+        s, half, count = self._s, self._s.halves[which], len(chosen)
+        half.table[:count] = addresses[chosen]
+        half.count[0] = count
+        for live, bias in zip((half.gate_bias, half.up_bias), self._biases, strict=True):
+            if live is not None and bias is not None:
+                live[:count] = bias[ids[chosen]]
+        s.programs[which].run(rows)
+        given = half.out.values[:rows, :count]
+        if rows > 1:  # a token's own neurons alone, so that it does not depend on the others
+            given = given * fires[:, ids[chosen]]
+        s.fired.values[:rows, chosen] = given
