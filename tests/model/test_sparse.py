@@ -1,4 +1,4 @@
-"""Running sparse: the same as dense where the choice of neurons is exact, at any budget and window."""
+"""Running sparse: as dense where the choice of neurons is exact, at any budget and window."""
 
 from __future__ import annotations
 
