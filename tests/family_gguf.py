@@ -33,6 +33,7 @@ ARCHITECTURES = {
     "GPTNeoXForCausalLM": gguf.MODEL_ARCH.GPTNEOX,
     "StableLmForCausalLM": gguf.MODEL_ARCH.STABLELM,
     "GraniteForCausalLM": gguf.MODEL_ARCH.GRANITE,
+    "NemotronForCausalLM": gguf.MODEL_ARCH.NEMOTRON,
 }
 INTERLEAVED = ("llama", "smollm3", "granite")
 """Architectures whose rows of query and key are stored so that rotary pairs are neighbours."""
@@ -40,6 +41,12 @@ INTERLEAVED = ("llama", "smollm3", "granite")
 INEXPRESSIBLE = {
     "opt": "no such architecture",
     "opt-no-bias": "no such architecture",
+    "persimmon": "read from folders alone",
+    "persimmon-plain": "read from folders alone",
+    "llama-relu": "no key for the activation",
+    "prosparse": "no key for the activation",
+    "bamboo": "no key for the activation",
+    "falcon-7b-relu": "no key for the activation",
     "llama-yarn-mscale": "no key for mscale",
     "smollm3-window": "no key for the layers",
     "qwen2-window": "no key for the layers",
@@ -88,7 +95,7 @@ def _shape(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_feed_forward_length(config.get("intermediate_size", config.get("ffn_hidden_size")))
     if (eps := config.get("rms_norm_eps")) is not None:
         writer.add_layer_norm_rms_eps(eps)
-    if (eps := config.get("layer_norm_eps", config.get("layer_norm_epsilon"))) is not None:
+    if (eps := _layer_norm_eps(config)) is not None:
         writer.add_layer_norm_eps(eps)
     if "use_parallel_residual" in config:
         writer.add_parallel_residual(config["use_parallel_residual"])
@@ -97,6 +104,11 @@ def _shape(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
+
+
+def _layer_norm_eps(config: Mapping[str, Any]) -> float | None:
+    names = ("layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+    return next((config[name] for name in names if name in config), None)
 
 
 def _attention(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
@@ -172,7 +184,7 @@ def _tensors(
             tensor = _neighbours(tensor, heads)
         if architecture in INTERLEAVED and ".self_attn.k_proj." in name:
             tensor = _neighbours(tensor, kv_heads)
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        if architecture.startswith(("gemma", "nemotron")) and name.endswith("norm.weight"):
             tensor = tensor + 1
         if "query_key_value" in name:
             tensor = _ungrouped(tensor, heads, kv_heads)

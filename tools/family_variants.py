@@ -61,6 +61,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         _scaled("yarn", **_YARN, mscale=0.7, mscale_all_dim=1.2, beta_fast=8.0, beta_slow=0.5),
     ),
     "llama-yarn-attention": ("Llama", _scaled("yarn", **_YARN, attention_factor=1.3)),
+    "llama-relu": ("Llama", {"hidden_act": "relu"}),
+    "prosparse": ("SparseLlama", {"hidden_act": "fatrelu", "hidden_act_param": 0.1}),
+    "bamboo": ("Bamboo", {"hidden_act": "relu", "sliding_window": WINDOW}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral-window": ("Mistral", {"sliding_window": WINDOW}),
     "smollm3": ("SmolLM3", {**_scaled("default", 5e6), "pad_token_id": 3}),
@@ -181,6 +184,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_OPT, "enable_bias": False, "activation_function": "gelu", "tie_word_embeddings": False},
     ),
     "falcon-7b": ("Falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
+    "falcon-7b-relu": (
+        "Falcon",
+        {**_FALCON, "multi_query": True, "parallel_attn": True, "activation": "relu"},
+    ),
     "falcon-40b": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-11b": (
         "Falcon",
@@ -231,6 +238,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_multiplier": 0.3,
             "logits_scaling": 2.0,
             "rms_norm_eps": 1e-5,
+        },
+    ),
+    "persimmon": ("Persimmon", {"num_key_value_heads": None}),
+    "persimmon-plain": (
+        "Persimmon",
+        {
+            "num_key_value_heads": None,
+            "qk_layernorm": False,
+            **_scaled("default", 25000.0, partial_rotary_factor=0.25),
+        },
+    ),
+    "nemotron": ("Nemotron", {}),
+    "nemotron-bias": (
+        "Nemotron",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "head_dim": 32,
+            **_scaled("default", partial_rotary_factor=0.25),
         },
     ),
 }

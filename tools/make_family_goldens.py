@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from family_sparse import SPARSE
 from family_variants import VARIANTS, VOCAB, config_values
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -84,7 +85,8 @@ def make(name: str, tokens: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
         config = json.loads((folder / "config.json").read_text())
         with safe_open(folder / "model.safetensors", "np") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
-        norm_mean = 0.0 if "Gemma" in config["architectures"][0] else 1.0
+        less_one = ("Gemma", "Nemotron")
+        norm_mean = 0.0 if any(n in config["architectures"][0] for n in less_one) else 1.0
         weights = make_weights(shapes, norm_mean)
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         logits = load_and_run(folder, tokens)
@@ -116,9 +118,15 @@ def fresh_model(name: str) -> torch.nn.Module:
             tie_word_embeddings=False,
         )
         return transformers.Mistral3ForConditionalGeneration(config)
-    config_class = "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
-    config = getattr(transformers, config_class)(**values)
-    return getattr(transformers, f"{kind}ForCausalLM")(config)
+    if kind == "Gemma3":
+        return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**values))
+    model_class = architecture(f"{kind}ForCausalLM")
+    return model_class(model_class.config_class(**values))
+
+
+def architecture(name: str) -> type[transformers.PreTrainedModel]:
+    """The class of this name, be it one that transformers does not have."""
+    return SPARSE[name] if name in SPARSE else getattr(transformers, name)
 
 
 def load_and_run(folder: Path, tokens: np.ndarray) -> np.ndarray:
@@ -127,7 +135,7 @@ def load_and_run(folder: Path, tokens: np.ndarray) -> np.ndarray:
     # Falcon's "eager" path adds ALiBi twice: with the mask, and once more (transformers 5.23,
     # FalconAttention.forward). Its other path is the one that the model was trained with.
     attention = "sdpa" if config.get("alibi") else "eager"
-    model, info = getattr(transformers, config["architectures"][0]).from_pretrained(
+    model, info = architecture(config["architectures"][0]).from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
     )
     if wrong := {key: value for key, value in info.items() if value}:

@@ -163,6 +163,11 @@ class Nonlinearity:
         if self.threshold and (self.function != "relu" or not 0 <= self.threshold < math.inf):
             raise InvalidInput(f"{self.function} takes no threshold of {self.threshold}")
 
+    @property
+    def of_gate(self) -> Nonlinearity:
+        """What is done to the gate alone: where it gives 0, the neuron is silent."""
+        return dataclasses.replace(self, up_relu=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Scoring:

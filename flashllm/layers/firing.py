@@ -6,7 +6,14 @@ import dataclasses
 from typing import Protocol
 
 from flashllm.kernels.program import Program
-from flashllm.kernels.weights import QUANTIZED, Activations, Floats, RowFFN, TileMatrix
+from flashllm.kernels.weights import (
+    QUANTIZED,
+    Activations,
+    Floats,
+    Nonlinearity,
+    RowFFN,
+    TileMatrix,
+)
 
 
 class Firing(Protocol):
@@ -53,7 +60,7 @@ class Exact:
     """
 
     rows: RowFFN
-    activation: str
+    activation: Nonlinearity
     bias: Floats | None
 
     @property

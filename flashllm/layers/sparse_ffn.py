@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashllm.kernels.program import Integers, Program
-from flashllm.kernels.weights import Activations, Floats, RowFFN
+from flashllm.kernels.weights import Activations, Floats, Nonlinearity, RowFFN
 from flashllm.layers.buffers import StepBuffers
 
 SPARSE_ROWS = 8
@@ -71,7 +71,7 @@ class SparseBuffers:
         self,
         make_program: Callable[[], Program],
         ffn: RowFFN,
-        activation: str,
+        activation: Nonlinearity,
         biased: bool,
         step: StepBuffers,
         counts: SparseCounts,

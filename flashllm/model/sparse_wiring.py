@@ -99,4 +99,4 @@ class SparseWiring:
         table = self._units.gate_rows(group.name, part, row_bytes)
         bias = block.ffn.gate_bias if part.gate_dtype else block.ffn.up_bias
         rows = RowFFN(part.up_dtype, part.width, table, gated=False)
-        return Exact(rows, block.ffn.activation, bias)
+        return Exact(rows, block.ffn.activation.of_gate, bias)

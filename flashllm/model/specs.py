@@ -9,7 +9,7 @@ from typing import Literal
 from flashllm.errors import CorruptModel
 
 RopeStyle = Literal["interleaved", "half"]
-Activation = Literal["silu", "gelu", "gelu_erf", "relu"]
+Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu2"]
 
 MAX_WIDTH = 1 << 20
 MAX_CONTEXT = 1 << 24
@@ -129,19 +129,30 @@ class LayerKind:
 class FFNSpec:
     """A feed-forward network of `size` neurons: down(act(gate x) * up x), or down(act(up x)).
 
-    bias: of gate, up and down. "gelu" is the tanh form, "gelu_erf" the exact one.
+    bias: of gate, up and down. "gelu" is the tanh form, "gelu_erf" the exact one, "relu2" the
+    square of relu. threshold: relu passes what exceeds it, unchanged (FATReLU; Kurtz et al., 2020).
+    up_activation: what up goes through before act(gate x) multiplies it (dReLU; Song et al., 2024).
     """
 
     size: int
     activation: Activation
     gated: bool = True
     bias: bool = False
+    threshold: float = 0.0
+    up_activation: Literal["none", "relu"] = "none"
 
     def __post_init__(self) -> None:
         whole("ffn size", self.size, MAX_WIDTH)
-        one_of("activation", self.activation, ("silu", "gelu", "gelu_erf", "relu"))
+        one_of("activation", self.activation, ("silu", "gelu", "gelu_erf", "relu", "relu2"))
         boolean("ffn gated", self.gated)
         boolean("ffn bias", self.bias)
+        one_of("ffn up_activation", self.up_activation, ("none", "relu"))
+        if not _is_number(self.threshold) or self.threshold != 0:
+            positive("ffn threshold", self.threshold)
+            if self.activation != "relu":
+                raise CorruptModel(f"model config: {self.activation} takes no ffn threshold")
+        if self.up_activation != "none" and not self.gated:
+            raise CorruptModel("model config: an up_activation needs an ffn with gates")
 
 
 @dataclasses.dataclass(frozen=True)

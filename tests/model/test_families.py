@@ -313,3 +313,49 @@ def test_unknown_config_keys_are_refused():
         ModelConfig.from_json({**told, "wings": 2})
     with pytest.raises(CorruptModel, match=r"norm.*wings"):
         ModelConfig.from_json({**told, "norm": {"wings": 2}})
+
+
+def test_sparse_relatives_of_llama():
+    """FATReLU keeps its threshold; Bamboo's ReLU of up, its makers' predictors are not missed."""
+    prosparse = from_hf("prosparse").config.ffn
+    assert (prosparse.activation, prosparse.threshold, prosparse.up_activation) == (
+        "relu",
+        0.1,
+        "none",
+    )
+    bamboo = from_hf("bamboo")
+    assert (bamboo.config.ffn.activation, bamboo.config.ffn.up_activation) == ("relu", "relu")
+    assert bamboo.ignores("model.layers.3.mlp.predictor.fc1.weight")
+    assert (
+        from_hf("llama", hidden_act="fatrelu", hidden_act_param=0.02).config.ffn.threshold == 0.02
+    )
+    with pytest.raises(UnsupportedModel, match="sparsellama"):
+        from_hf("prosparse", model_type="llama")
+    with pytest.raises(UnsupportedModel, match="Bamboo"):
+        from_hf("bamboo", hidden_act="silu")
+    for name, changes in {
+        "prosparse": {"hidden_act_param": -0.1},
+        "llama": {"hidden_act": "fatrelu"},
+    }.items():
+        with pytest.raises(CorruptModel, match=r"threshold|hidden_act_param"):
+            from_hf(name, **changes)
+    with pytest.raises(UnsupportedModel, match="fatrelu"):
+        from_hf("falcon-7b", activation="fatrelu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threshold": 0.1, "activation": "silu"},
+        {"threshold": -1},
+        {"threshold": "0"},
+        {"threshold": False},
+        {"up_activation": "silu"},
+        {"up_activation": "relu", "gated": False},
+        {"activation": "relu3"},
+    ],
+)
+def test_impossible_activations_in_a_manifest_are_refused(changes):
+    config = from_hf("llama-relu").config.to_json()
+    with pytest.raises(CorruptModel, match=r"threshold|activation"):
+        ModelConfig.from_json({**config, "ffn": {**config["ffn"], **changes}})

@@ -22,8 +22,10 @@ from flashllm.model.families import (
     granite,
     llama,
     mistral3,
+    nemotron,
     olmo2,
     opt,
+    persimmon,
     phi3,
     qwen2,
     qwen3,
@@ -51,6 +53,8 @@ FAMILIES: tuple[Family, ...] = (
     gpt_neox.FAMILY,
     stablelm.FAMILY,
     granite.FAMILY,
+    persimmon.FAMILY,
+    nemotron.FAMILY,
 )
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")

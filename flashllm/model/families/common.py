@@ -128,10 +128,17 @@ def hf_attention(keys: HFKeys, **parts: Any) -> AttentionSpec:
 
 
 def hf_ffn(keys: HFKeys, **parts: Any) -> FFNSpec:
-    """Gated feed-forward, with biases if mlp_bias says so; `parts` are fields said otherwise."""
-    activation = keys.activation(default="silu")
+    """Gated feed-forward, with biases if mlp_bias says so; `parts` are fields said otherwise.
+
+    "fatrelu" passes what exceeds hidden_act_param (huggingface.co/SparseLLM/prosparse-llama-2-7b,
+    modeling_sparsellama.py).
+    """
     size, bias = keys.integer("intermediate_size"), keys.flag("mlp_bias", False)
-    return dataclasses.replace(FFNSpec(size, activation, bias=bias), **parts)
+    if keys.get("hidden_act") == "fatrelu":
+        spec = FFNSpec(size, "relu", bias=bias, threshold=keys.number("hidden_act_param"))
+    else:
+        spec = FFNSpec(size, keys.activation(default="silu"), bias=bias)
+    return dataclasses.replace(spec, **parts)
 
 
 def sliding(layers: list[bool], rope: RopeSpec, window: int | None) -> list[LayerKind]:
