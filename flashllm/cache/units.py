@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashllm.cache.gate_rows import GateRows
-from flashllm.cache.neurons import NeuronCache
+from flashllm.cache.neurons import Arrival, NeuronCache
 from flashllm.cache.pinned import PinnedUnits, Progress
 from flashllm.cache.policy import Extent, Residency
 from flashllm.cache.ring import Ring
@@ -66,6 +66,25 @@ class InPlace:
 
     def wait(self) -> None:
         """Nothing is on its way."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Coming:
+    """Units of which some may be on their way; how long it is waited for them is counted."""
+
+    arrival: Arrival
+    count_wait: Callable[[float], None]
+
+    @property
+    def addresses(self) -> NDArray[np.int64]:
+        return self.arrival.addresses
+
+    def wait(self) -> None:
+        start = time.perf_counter()
+        try:
+            self.arrival.wait()
+        finally:
+            self.count_wait(time.perf_counter() - start)
 
 
 class Units:
@@ -213,11 +232,7 @@ class Units:
         self._used_bytes += int(self._unit_bytes[group][units].sum())
         if self._neurons is None:
             return InPlace(self._tables[group][units])
-        return self._neurons.bring(self._layer_of[group], units)
-
-    def waited(self, seconds: float) -> None:
-        """Count time that a step waited for what `bring` began to bring."""
-        self._wait_s += seconds
+        return _Coming(self._neurons.bring(self._layer_of[group], units), self._count_wait)
 
     def resize(self, residency: Residency, on_progress: Progress) -> None:
         """Keep what another residency of the same scan keeps; no stage may be in use.
@@ -244,6 +259,9 @@ class Units:
         self._gate_rows.clear()
         for rows in self._rows.values():
             rows.close()
+
+    def _count_wait(self, seconds: float) -> None:
+        self._wait_s += seconds
 
     def _arrange_again(self) -> None:
         """Make good what a change that failed has left."""

@@ -39,13 +39,12 @@ class SparseCounts:
     """What sparse steps did so far.
 
     tokens: passed through all layers. fired: neurons computed, in all layers, and `neurons` of how
-    many. wait_s: waiting for the disk; manage_s: choosing neurons and looking them up.
+    many. manage_s: seconds spent on choosing neurons and looking them up.
     """
 
     tokens: int = 0
     fired: int = 0
     neurons: int = 0
-    wait_s: float = 0.0
     manage_s: float = 0.0
 
 
@@ -137,9 +136,7 @@ class SparseFeedForward:
         s.counts.manage_s += time.perf_counter() - start
         self._hidden(0, near, ids, addresses, fires, rows)
         if len(far):
-            start = time.perf_counter()
             brought.wait()
-            s.counts.wait_s += time.perf_counter() - start
             addresses = brought.addresses[unit_of] + within
             self._hidden(1, far, ids, addresses, fires, rows)
         s.table[: len(ids)] = addresses
