@@ -144,11 +144,12 @@ class UnitReader:
             raise InvalidInput(f"{len(out)} buffers for {len(units)} units")
         if not len(units):
             return
-        places, before = list[int](), -1
+        places: list[int] = []
+        before, count = -1, group.units
         for unit, buffer in zip(units, out, strict=True):
-            if not before < unit < group.units:
+            if not before < unit < count:
                 raise InvalidInput(
-                    f"group {group.name!r} has units 0 to {group.units - 1}, wanted in ascending "
+                    f"group {group.name!r} has units 0 to {count - 1}, wanted in ascending "
                     f"order, not {unit} after {before}"
                 )
             begin, end = group.offsets.item(unit), group.offsets.item(unit + 1)

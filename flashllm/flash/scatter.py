@@ -120,10 +120,8 @@ class ScatteredReader:
         UnitReader.read_scattered. Raises EngineError after close.
         """
         begins, ends = group.offsets[units], group.offsets[units + 1]
-        cuts = cut_runs(begins, ends, gap, len(self._threads))
-        bounds = [0, *cuts.tolist(), len(units)] if len(units) else [0]
-        firsts, lasts = np.array(bounds[:-1], np.int64), np.array(bounds[1:], np.int64) - 1
-        nbytes = int((ends[lasts] - begins[firsts]).sum())
+        bounds = cut_runs(begins, ends, gap, len(self._threads))
+        nbytes = int((ends[bounds[1:] - 1] - begins[bounds[:-1]]).sum())
         ids, starts = units.tolist(), places.tolist()
         stops = (places + (ends - begins)).tolist()
 
@@ -131,7 +129,7 @@ class ScatteredReader:
             out = [memory[starts[i] : stops[i]] for i in range(begin, end)]
             self._reader.read_scattered(group, ids[begin:end], out)
 
-        scattered = ScatteredRead(read, bounds, nbytes)
+        scattered = ScatteredRead(read, bounds.tolist(), nbytes)
         with self._lock:
             if self._closed:
                 raise EngineError("reading has ended; open the model again")
@@ -165,21 +163,27 @@ class ScatteredReader:
 def cut_runs(
     begins: NDArray[np.int64], ends: NDArray[np.int64], gap: int, threads: int
 ) -> NDArray[np.int64]:
-    """Where to cut extents begins[i] .. ends[i] (bytes, ascending) into reads: positions > 0.
+    """The reads for extents begins[i] .. ends[i] (bytes, ascending): read j takes those from
+    bounds[j] to bounds[j + 1].
 
-    Where the hole before an extent is more than `gap` bytes; and where a read has grown past a
-    thread's share of all bytes.
+    A hole of more than `gap` bytes ends a read, and so does a thread's share of all bytes.
     """
-    cuts = np.flatnonzero(begins[1:] - ends[:-1] > gap) + 1
-    if not len(begins):
-        return cuts
-    firsts = np.concatenate([np.zeros(1, np.int64), cuts])
-    stops = np.append(cuts, len(begins))
-    share = min(max(int((ends - begins).sum()) // threads, LEAST_SHARE), MOST_SHARE)
-    if (ends[stops - 1] - begins[firsts]).max() <= share:
-        return cuts
-    into = (ends - np.repeat(begins[firsts], stops - firsts) - 1) // share
-    return np.flatnonzero((begins[1:] - ends[:-1] > gap) | (np.diff(into) != 0)) + 1
+    count = len(begins)
+    if not count:
+        return np.zeros(1, np.int64)
+    apart = begins[1:] - ends[:-1] > gap
+    bounds = _bounds(apart, count)
+    sizes = ends[bounds[1:] - 1] - begins[bounds[:-1]]
+    share = min(max(int(sizes.sum()) // threads, LEAST_SHARE), MOST_SHARE)
+    if int(sizes.max()) <= share:
+        return bounds
+    into = (ends - np.repeat(begins[bounds[:-1]], np.diff(bounds)) - 1) // share
+    return _bounds(apart | (into[1:] != into[:-1]), count)
+
+
+def _bounds(cut: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """0, where `count` things are cut (before i + 1 if cut[i]), `count`."""
+    return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(cut) + 1, np.array([count])])
 
 
 def _work(tasks: queue.SimpleQueue[ScatteredRead | None]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import plain_units
 import pytest
 import streamed
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_units import UnreliableReader
 
@@ -240,6 +240,7 @@ def test_against_a_set_of_what_is_there(plain: FlashModel, unreliable: Unreliabl
         max_size=8,
     )
 
+    @settings(max_examples=40)
     @given(steps, st.integers(0, 3), st.sampled_from([0, PAGE, 5 * PAGE]))
     def agree(script: list[tuple[list[frozenset[int]], frozenset, bool]], window, gap) -> None:  # type: ignore[no-untyped-def]
         cache = cache_of(unreliable, window=window, gap=gap)

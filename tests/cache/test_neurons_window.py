@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashllm.cache.window import Window
@@ -55,6 +55,7 @@ steps = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(steps, st.integers(UNITS, LAYERS * UNITS), st.none() | st.integers(0, 5))
 def test_against_a_list_of_last_uses(
     script: list[list[tuple[list[int], list[int]]]], slots: int, window: int | None
@@ -91,6 +92,60 @@ def test_many_steps(window: int | None) -> None:
         agree(made, twin)
         made.begin_step()
         twin.begin_step()
+
+
+passing_steps = st.lists(
+    st.lists(st.tuples(subsets, st.integers(0, 1 << UNITS)), min_size=LAYERS, max_size=LAYERS),
+    max_size=15,
+)
+
+
+@given(passing_steps, st.integers(UNITS, LAYERS * UNITS), st.none() | st.integers(0, 5))
+def test_what_only_passes_is_the_first_to_go(
+    script: list[list[tuple[list[int], int]]], slots: int, window: int | None
+) -> None:
+    """A unit that passes stays as long as it would have; all slots stay accounted for."""
+    made = Window([UNITS] * LAYERS, slots, window)
+    last: dict[tuple[int, int], int] = {}
+    for step, layers in enumerate(script, 1):
+        for layer, (units, bits) in enumerate(layers):
+            keep = np.array([bits >> unit & 1 for unit in units], np.bool_)
+            there = set(made.present(layer).tolist())
+            places, new = made.use(layer, np.array(units, np.int64), keep)
+            made.check_integrity()
+            assert [units[i] for i in new] == [unit for unit in units if unit not in there]
+            assert len(set(places.tolist())) == len(units)
+            assert set(units) <= set(made.present(layer).tolist())
+            least = 1 if window is None else max(1, step - window)
+            for unit, stays in zip(units, keep, strict=True):
+                if stays or unit not in there:
+                    last[layer, unit] = step if stays else least
+        made.begin_step()
+        made.check_integrity()
+        if slots == LAYERS * UNITS:
+            if window is not None:
+                last = {use: at for use, at in last.items() if at >= step + 1 - window}
+            assert [set(made.present(layer).tolist()) for layer in range(LAYERS)] == [
+                {unit for i, unit in last if i == layer} for layer in range(LAYERS)
+            ]
+
+
+def test_room_is_made_of_what_passed_before_what_was_used() -> None:
+    settled: list[int] = []
+    made = Window([4, 4], 4, None, lambda: settled.append(1))
+    made.use(0, np.array([0, 1]))
+    made.begin_step()
+    made.use(0, np.array([2, 3]), np.array([False, True]))
+    made.use(1, np.array([0]))
+    assert settled == [1]  # unit 2 may still be on its way
+    assert made.present(0).tolist() == [0, 1, 3]
+    made.begin_step()
+    made.use(0, np.array([0, 2]), np.array([False, True]))  # unit 0 is the oldest, but in use
+    assert made.present(0).tolist() == [0, 2, 3]
+    made.begin_step()
+    made.use(1, np.array([1]))
+    assert made.present(0).tolist() == [2, 3]
+    made.check_integrity()
 
 
 def test_the_window_counts_steps() -> None:
