@@ -121,8 +121,13 @@ class NeuronCache:
         self._join_all()
         self._window.begin_step()
 
-    def bring(self, layer: int, units: NDArray[np.int64]) -> Arrival:
+    def bring(
+        self, layer: int, units: NDArray[np.int64], keep: NDArray[np.bool_] | None = None
+    ) -> Arrival:
         """Have a layer's `units` (int64, ascending, none twice) in memory, and mark them as used.
+
+        keep: of each, whether to mark it; those that are not stay no longer than they would have,
+        and if they were not there they are the first to go. None: all.
 
         Reads of those that are missing have begun when it returns. Once for each layer and step.
         Raises EngineError, InvalidInput for units that are not the layer's.
@@ -134,7 +139,7 @@ class NeuronCache:
             raise InvalidInput(f"units of {group.name!r} are 0 to {group.units - 1}, not {units}")
         if not (units[1:] > units[:-1]).all():
             raise InvalidInput(f"units of {group.name!r} are not in ascending order: {units}")
-        slots, new = self._window.use(layer, units)
+        slots, new = self._window.use(layer, units, keep)
         places = slots * self._slot_bytes
         addresses = places + self._address
         if not len(new):

@@ -21,10 +21,13 @@ LEAST_LOOK = 256
 class _Use:
     """Units that one layer used at one step. Those before `at` are done with, and so is every one
     that has been used again since.
+
+    brought: the step that queued them, which is later if they count as used long ago.
     """
 
     step: int
     ids: Integers
+    brought: int
     at: int = 0
 
 
@@ -96,8 +99,13 @@ class Window:
         while self._uses and self._uses[0].step < self._step - self._window:
             self._let_go(self._drop_use())
 
-    def use(self, layer: int, units: Integers) -> tuple[Integers, Integers]:
+    def use(
+        self, layer: int, units: Integers, keep: NDArray[np.bool_] | None = None
+    ) -> tuple[Integers, Integers]:
         """The slots of a layer's `units` (none twice, within the layer), given now if need be.
+
+        keep: of each unit, whether this counts as a use. Those for which it does not are as old as
+        they were before; new ones are the first to go. None: all count.
 
         Returns the slots, int64 [units], and which of them are new, as positions in that array.
         They are right until the next use. Raises EngineError for a layer used twice in a step,
@@ -109,8 +117,11 @@ class Window:
         ids = units + self._begins[layer]
         slots = self._slot[ids].astype(np.int64)
         new = np.flatnonzero(slots < 0)
+        passing = None if keep is None or keep.all() else np.flatnonzero(~keep)
+        before = None if passing is None else self._stamp[ids[passing]]
         self._stamp[ids] = self._step  # of the new ones too, so that none of them makes room
         self._looked += len(ids)
+        crowded = self._frees < len(new)
         while self._frees < len(new):
             self._make_room(len(new) - self._frees)
         if len(new):
@@ -118,11 +129,14 @@ class Window:
             self._frees -= len(new)
             slots[new] = taken
             self._slot[ids[new]] = taken
+        if passing is not None and before is not None:
+            self._pass(ids[passing], before, crowded)
+            ids = ids[keep]
         if len(ids):
-            self._uses.append(_Use(self._step, ids))
+            self._uses.append(_Use(self._step, ids, self._step))
             self._entries += len(ids)
-            if self._entries > 2 * self.slots:
-                self._compact()
+        if self._entries > 2 * self.slots:
+            self._compact()
         return slots, new
 
     def forget(self, layer: int, units: Integers) -> None:
@@ -156,10 +170,24 @@ class Window:
         if not np.array_equal(np.unique(queued), present):
             raise EngineError("units are present whose last use is not queued")
 
+    def _pass(self, ids: Integers, before: NDArray[np.int32], crowded: bool) -> None:
+        """Have units that passed be as old as `before`, where 0 is new: the oldest of all.
+
+        crowded: room was made, which has taken the oldest ones off the queue.
+        """
+        oldest = self._uses[0].step if self._uses else self._step
+        self._stamp[ids] = before
+        first = ids[before <= (oldest if crowded else 0)]
+        if len(first):
+            least = 1 if self._window is None else max(1, self._step - self._window)
+            self._stamp[first] = least
+            self._uses.appendleft(_Use(least, first, self._step))
+            self._entries += len(first)
+
     def _make_room(self, wanted: int) -> None:
         """Look at some of the oldest uses, and let units go for which they were the last."""
         use = self._uses[0]
-        if use.step == self._step:
+        if use.brought == self._step:
             self._settle()
         ids = use.ids[use.at : use.at + max(wanted, LEAST_LOOK)]
         last = np.flatnonzero(self._stamp[ids] == use.step)
@@ -194,5 +222,5 @@ class Window:
             ids = use.ids[use.at :]
             ids = ids[self._stamp[ids] == use.step]
             if len(ids):
-                self._uses.append(_Use(use.step, ids))
+                self._uses.append(_Use(use.step, ids, use.brought))
                 self._entries += len(ids)
