@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import safetensors.numpy
 import streamed
 import tiny
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unpacking import read_panels
@@ -24,6 +26,7 @@ from flashllm.convert.rewriting import rewrite
 from flashllm.errors import CorruptModel, FlashError, InvalidInput, UnsupportedModel
 from flashllm.flash import layout
 from flashllm.flash.format import FlashModel, read_manifest, read_model, read_small
+from flashllm.flash.manifest import FileEntry
 from flashllm.flash.parts import FFNPart
 from flashllm.model.loader import load_decoder
 from flashllm.model.options import LoadOptions
@@ -32,11 +35,22 @@ LAYERS, HIDDEN, NEURONS = streamed.LAYERS, 64, 192
 TOKENS = [3, 1999, 41, 41, 7, 260, 3]
 
 
-@pytest.fixture(scope="module", params=["relu, biases", "gated"])
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of codec row, of OPT's kind or of Llama's."""
-    folder = tmp_path_factory.mktemp("rewriting") / "m"
-    return streamed.write(folder, codec="row", positions=request.param != "gated")
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of codec row, of OPT's kind: without gates, with biases."""
+    return streamed.write(tmp_path_factory.mktemp("opt") / "m", codec="row", positions=True)
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of codec row, of Llama's kind: with gates, without biases."""
+    return streamed.write(tmp_path_factory.mktemp("llama") / "m", codec="row")
+
+
+@pytest.fixture(params=["source", "gated"])
+def either(request: pytest.FixtureRequest) -> Path:
+    """Each of the two."""
+    return Path(request.getfixturevalue(request.param))
 
 
 def orders(seed: int = 1) -> list[np.ndarray]:
@@ -123,10 +137,10 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewriting, "REPORT_BYTES", 30_000)
 
 
-def test_neurons_take_their_new_places(source: Path, tmp_path: Path, small_pieces: None) -> None:
-    before, chosen = read_model(source), orders()
+def test_neurons_take_their_new_places(either: Path, tmp_path: Path, small_pieces: None) -> None:
+    before, chosen = read_model(either), orders()
     after = rewritten(before, tmp_path / "new", [*chosen[:-1], None])
-    small, former = read_small(after.path), read_small(source)
+    small, former = read_small(after.path), read_small(either)
     assert list(after.groups) == list(before.groups)
     for i, order in enumerate([*chosen[:-1], np.arange(NEURONS)]):
         had = records(before, i)
@@ -142,9 +156,9 @@ def test_neurons_take_their_new_places(source: Path, tmp_path: Path, small_piece
     assert all(np.array_equal(small[role], former[role]) for role in small)
 
 
-def test_the_network_is_the_same(source: Path, tmp_path: Path) -> None:
-    model = read_model(source)
-    before = logits(source)
+def test_the_network_is_the_same(either: Path, tmp_path: Path) -> None:
+    model = read_model(either)
+    before = logits(either)
     same = rewritten(model, tmp_path / "same", None, [predictor()] * LAYERS)
     np.testing.assert_array_equal(logits(same.path), before)
     other = rewritten(model, tmp_path / "other", [*orders()], [predictor()] * LAYERS)
@@ -333,6 +347,27 @@ def test_tiles_are_refused(tmp_path: Path) -> None:
         rewritten(model, tmp_path / "new")
 
 
+def test_a_model_that_contradicts_itself(tmp_path: Path) -> None:
+    folder = streamed.write(tmp_path / "m", codec="row", positions=True)
+    model = read_model(folder)
+    config = {**model.manifest.config, "hidden_size": 2 * HIDDEN}
+    lying = dataclasses.replace(model, manifest=dataclasses.replace(model.manifest, config=config))
+    with pytest.raises(CorruptModel, match=r"layers\.0\.ffn does not have the shape"):
+        rewritten(lying, tmp_path / "new")
+
+    vectors = read_small(folder)
+    vectors["layers.1.ffn_up_bias"] = vectors["layers.1.ffn_up_bias"][:-1]
+    data = safetensors.numpy.save(vectors)
+    entry = FileEntry(len(data), xxhash.xxh3_64_hexdigest(data))
+    files = {**model.manifest.files, "small.safetensors": entry}
+    (folder / "small.safetensors").write_bytes(data)
+    signed = dataclasses.replace(model.manifest, files=files).to_bytes()
+    (folder / "manifest.json").write_bytes(signed)
+    with pytest.raises(CorruptModel, match=r"layers\.1\.ffn_up_bias' is not of 192 neurons"):
+        rewritten(read_model(folder), tmp_path / "new", [*orders()])
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def wrong_orders() -> dict[str, tuple[Any, str]]:
     sound = orders()
     twice, short = sound[0].copy(), sound[0][:-1]
@@ -387,7 +422,7 @@ def test_figures_that_do_not_fit(source: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_orders(source: Path, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     """And sizes of reads: every record is where its order puts it."""
