@@ -124,6 +124,26 @@ def opt(c: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
     yield "model.decoder.final_layer_norm.bias", (hidden,)
 
 
+def falcon(c: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
+    """The tensors of a Falcon whose heads share one key and value, as 7B's do."""
+    hidden = c["hidden_size"]
+    heads = c["num_attention_heads"]
+    yield "transformer.word_embeddings.weight", (c["vocab_size"], hidden)
+    for i in range(c["num_hidden_layers"]):
+        layer = f"transformer.h.{i}"
+        yield f"{layer}.input_layernorm.weight", (hidden,)
+        yield f"{layer}.input_layernorm.bias", (hidden,)
+        yield (
+            f"{layer}.self_attention.query_key_value.weight",
+            ((heads + 2) * (hidden // heads), hidden),
+        )
+        yield f"{layer}.self_attention.dense.weight", (hidden, hidden)
+        yield f"{layer}.mlp.dense_h_to_4h.weight", (4 * hidden, hidden)
+        yield f"{layer}.mlp.dense_4h_to_h.weight", (hidden, 4 * hidden)
+    yield "transformer.ln_f.weight", (hidden,)
+    yield "transformer.ln_f.bias", (hidden,)
+
+
 def llama_config(
     hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, **other: Any
 ) -> dict[str, Any]:
@@ -172,6 +192,28 @@ def opt_config(hidden: int, ffn: int, layers: int, heads: int, **other: Any) -> 
     }
 
 
+def falcon_config(hidden: int, layers: int, heads: int, **other: Any) -> dict[str, Any]:
+    """config.json of a Falcon of the first architecture: parallel blocks with one norm."""
+    return {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "vocab_size": 65024,
+        "alibi": False,
+        "bias": False,
+        "multi_query": True,
+        "new_decoder_architecture": False,
+        "parallel_attn": True,
+        "layer_norm_epsilon": 1e-5,
+        "bos_token_id": 11,
+        "eos_token_id": 11,
+        "torch_dtype": "bfloat16",
+        **other,
+    }
+
+
 LLAMA_3 = {"vocab_size": 128256, "rope_theta": 500000.0, "max_position_embeddings": 8192}
 QWEN_3_MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -197,6 +239,7 @@ TINY_EXPERTS = {"head_dim": 32, "moe_intermediate_size": 64, "num_experts": 16, 
 MODELS = {
     "tiny": Model(llama_config(256, 704, 4, 8, 4, vocab_size=1024), llama, "llama"),
     "tiny-opt": Model(opt_config(128, 512, 2, 4, vocab_size=512), opt, None),
+    "tiny-falcon": Model(falcon_config(128, 2, 4, vocab_size=512), falcon, None),
     "tiny-moe": Model(
         llama_config(128, 256, 2, 8, 4, **{**QWEN_3_MOE, **TINY_EXPERTS}),
         moe,
@@ -208,6 +251,7 @@ MODELS = {
     "llama-2-70b": Model(llama_config(8192, 28672, 80, 64, 8), llama, "llama"),
     "llama-3-8b": Model(llama_config(4096, 14336, 32, 32, 8, **LLAMA_3), llama, "llama"),
     "opt-6.7b": Model(opt_config(4096, 16384, 32, 32), opt, None),
+    "falcon-7b": Model(falcon_config(4544, 32, 71), falcon, None),
     "qwen3-30b-a3b": Model(
         llama_config(2048, 6144, 48, 32, 4, **QWEN_3_MOE), moe, "qwen3moe", hf=False
     ),
