@@ -116,10 +116,10 @@ class NeuronCache:
         """Bytes of those reads, over-read and padding included."""
         return self._read_bytes
 
-    def begin_step(self) -> None:
-        """A token begins (or a few that are computed together): what left the window is let go."""
+    def begin_step(self, tokens: int = 1) -> None:
+        """A token begins, or a few that are computed together: what left the window is let go."""
         self._join_all()
-        self._window.begin_step()
+        self._window.begin_step(tokens)
 
     def bring(
         self, layer: int, units: NDArray[np.int64], keep: NDArray[np.bool_] | None = None

@@ -218,21 +218,23 @@ class Units:
         if self._ring is not None:
             self._ring.expect(order)
 
-    def begin_step(self) -> None:
-        """A step begins: what `bring` brought for one long past may go."""
+    def begin_step(self, tokens: int = 1) -> None:
+        """A step of so many tokens begins: what `bring` brought for one long past may go."""
         self._arrange_again()
         if self._neurons is not None:
-            self._neurons.begin_step()
+            self._neurons.begin_step(tokens)
 
-    def bring(self, group: str, units: NDArray[np.int64]) -> Brought:
+    def bring(
+        self, group: str, units: NDArray[np.int64], keep: NDArray[np.bool_] | None = None
+    ) -> Brought:
         """Begin to bring units of a rare stage's group, sorted and none twice: once a step.
 
-        They remain until the next step at least.
+        They remain until the next step at least. keep: of each, whether it counts as used.
         """
         self._used_bytes += int(self._unit_bytes[group][units].sum())
         if self._neurons is None:
             return InPlace(self._tables[group][units])
-        return _Coming(self._neurons.bring(self._layer_of[group], units), self._count_wait)
+        return _Coming(self._neurons.bring(self._layer_of[group], units, keep), self._count_wait)
 
     def resize(self, residency: Residency, on_progress: Progress) -> None:
         """Keep what another residency of the same scan keeps; no stage may be in use.

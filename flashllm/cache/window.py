@@ -19,10 +19,10 @@ LEAST_LOOK = 256
 
 @dataclasses.dataclass(slots=True)
 class _Use:
-    """Units that one layer used at one step. Those before `at` are done with, and so is every one
+    """Units that one layer used at one token. Those before `at` are done with, and so is every one
     that has been used again since.
 
-    brought: the step that queued them, which is later if they count as used long ago.
+    brought: the token that queued them, which is later if they count as used long ago.
     """
 
     step: int
@@ -34,9 +34,9 @@ class _Use:
 class Window:
     """Slots given to units. Nothing moves; a slot is given back, and to another unit.
 
-    A unit used at step t keeps its slot for steps t + 1 .. t + window, or, if `window` is None,
+    A unit used at token t keeps its slot for tokens t + 1 .. t + window, or, if `window` is None,
     for as long as no other needs it. If slots are short, the units used longest ago give theirs
-    up, so that the window shrinks.
+    up, so that the window shrinks. Tokens computed in one step use units at the last of them.
 
     All steps cost as much as what they use and what is let go, however many units there are: uses
     are queued, oldest first, and a unit's stamp tells whether a queued use is its last.
@@ -67,7 +67,7 @@ class Window:
         # that used it last or 0.
         self._slot = np.full(total, -1, np.int32)
         self._stamp = np.zeros(total, np.int32)
-        self._step = 1
+        self._step = self._oldest = 1  # the last token begun, and the first of the window
         self._layer_step = [0] * (len(self._begins) - 1)
         # The lowest on top: pages of slots that are never used are never touched.
         self._free = np.arange(self.slots - 1, -1, -1, dtype=np.int32)
@@ -91,12 +91,12 @@ class Window:
         begin, end = self._begins[layer : layer + 2]
         return np.flatnonzero(self._slot[begin:end] >= 0)
 
-    def begin_step(self) -> None:
-        """The next token begins: what the last `window` ones have not used is let go."""
-        self._step += 1
-        if self._window is None:
-            return
-        while self._uses and self._uses[0].step < self._step - self._window:
+    def begin_step(self, tokens: int = 1) -> None:
+        """The next token begins, or a few: what the last `window` ones have not used is let go."""
+        if self._window is not None:
+            self._oldest = max(1, self._step + 1 - self._window)
+        self._step += tokens
+        while self._uses and self._uses[0].step < self._oldest:
             self._let_go(self._drop_use())
 
     def use(
@@ -158,10 +158,9 @@ class Window:
             )
         if not np.array_equal(present, np.flatnonzero(self._stamp)):
             raise EngineError("stamps and slots disagree about which units are present")
-        oldest = 1 if self._window is None else self._step - self._window
         stamps = self._stamp[present]
-        if len(present) and not max(1, oldest) <= stamps.min() <= stamps.max() <= self._step:
-            raise EngineError(f"a unit is present that was not used from step {oldest} on")
+        if len(present) and not self._oldest <= stamps.min() <= stamps.max() <= self._step:
+            raise EngineError(f"a unit is present that was not used from token {self._oldest} on")
         steps = [use.step for use in self._uses]
         if steps != sorted(steps) or self._entries != sum(len(use.ids) for use in self._uses):
             raise EngineError("the queue of uses is out of order or miscounted")
@@ -179,9 +178,8 @@ class Window:
         self._stamp[ids] = before
         first = ids[before <= (oldest if crowded else 0)]
         if len(first):
-            least = 1 if self._window is None else max(1, self._step - self._window)
-            self._stamp[first] = least
-            self._uses.appendleft(_Use(least, first, self._step))
+            self._stamp[first] = self._oldest
+            self._uses.appendleft(_Use(self._oldest, first, self._step))
             self._entries += len(first)
 
     def _make_room(self, wanted: int) -> None:

@@ -21,6 +21,8 @@ class StepBuffers:
     activations cost SmolLM2 (0.0026 against float32), the input of query, key and value caused
     0.0007 and the head's 0.0007; they are the cheapest products, and in 15 bits they cause none.
     The feed-forward's (0.0007 and 0.0004) would double most of a prompt's arithmetic.
+
+    kept_rows: of how many of a sparse step's rows, the first ones, neurons are to stay in memory.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class StepBuffers:
         kv_dtype: np.dtype[Any],
     ):
         self.capacity = capacity
+        self.kept_rows = capacity
         self.hidden = hidden
         self.tokens: Integers = np.zeros(capacity, np.int64)
         self.positions: Integers = np.zeros(capacity, np.int64)

@@ -30,8 +30,9 @@ class Brought(Protocol):
     def wait(self) -> None: ...
 
 
-Bring = Callable[[NDArray[np.int64]], Brought]
-"""Begins to bring units, in ascending order, which then remain for this step."""
+Bring = Callable[[NDArray[np.int64], NDArray[np.bool_] | None], Brought]
+"""Begins to bring units, in ascending order, which then remain for this step; and says of each
+whether to count that it was used, None if all are to."""
 
 
 @dataclasses.dataclass
@@ -129,7 +130,7 @@ class SparseFeedForward:
         fires = s.scores.values[:rows, : self._neurons] > 0
         ids = np.flatnonzero(fires[0] if rows == 1 else fires.any(axis=0))
         units, unit_of, within = self._units(ids)
-        brought = self._bring(units)
+        brought = self._bring(units, self._kept(ids, unit_of, len(units), fires))
         found = brought.addresses[unit_of]
         near, far = np.flatnonzero(found), np.flatnonzero(found == 0)
         addresses = found + within
@@ -155,6 +156,24 @@ class SparseFeedForward:
         begins = np.ones(len(unit), np.bool_)
         np.not_equal(unit[1:], unit[:-1], out=begins[1:])
         return unit[begins], np.cumsum(begins) - 1, place * self._neuron_bytes
+
+    def _kept(
+        self,
+        ids: NDArray[np.int64],
+        unit_of: NDArray[np.int64] | slice,
+        units: int,
+        fires: NDArray[np.bool_],
+    ) -> NDArray[np.bool_] | None:
+        """Which units have neurons that fire for rows that are kept; None if all rows are."""
+        rows = self._s.step.kept_rows
+        if rows >= len(fires):
+            return None
+        first: NDArray[np.bool_] = fires[:rows, ids].any(axis=0)
+        if isinstance(unit_of, slice):
+            return first
+        kept = np.zeros(units, np.bool_)
+        kept[unit_of[first]] = True
+        return kept
 
     def _hidden(
         self,

@@ -69,6 +69,7 @@ class Decoder:
         self._embedding = embedding
         self._layers = layers
         self._sparse = sparse
+        self._kept_rows = buffers.capacity
         self._observer: Observer | None = None
         whole = tuple(range(stages[-1].ffn[-1] + 1))
         few = tuple(layer.attention for layer in stages) if sparse else whole
@@ -195,6 +196,12 @@ class Decoder:
             sequence.length = lengths[id(sequence)]
         return self._head.logits(self._buffers.x[: len(ids)])
 
+    def keep_rows(self, rows: int) -> None:
+        """Of the next step, if it is sparse, keep in memory what its first `rows` rows use alone,
+        because the others will probably be taken back.
+        """
+        self._kept_rows = rows
+
     def fit(
         self,
         budget: int | None,
@@ -262,13 +269,14 @@ class Decoder:
         s, rows = self._buffers, len(ids)
         s.tokens[:rows] = ids
         s.positions[:rows] = positions
+        s.kept_rows, self._kept_rows = self._kept_rows, s.capacity
         s.kv.table[:rows] = [sequence.addresses() for sequence in sequences]
         contexts = np.array([sequence.n_ctx for sequence in sequences])
         for rope in self._ropes:
             rope.prepare(positions, contexts)
         self._embedding.embed(s.tokens[:rows], s.positions[:rows], s.x)
         if self._sparse and is_sparse:
-            self._units.begin_step()
+            self._units.begin_step(min(rows, s.kept_rows))
             self._sparse.tokens += rows
         for layer in self._layers:
             if is_sparse:

@@ -94,6 +94,19 @@ def test_many_steps(window: int | None) -> None:
         twin.begin_step()
 
 
+def test_a_step_of_several_tokens_is_as_long_as_they_are() -> None:
+    made = Window([3], 3, 4)
+    made.use(0, np.array([0]))  # at token 1
+    made.begin_step(3)
+    made.use(0, np.array([1]))  # at token 4
+    made.begin_step(2)  # the first of which is token 5
+    assert made.present(0).tolist() == [0, 1]
+    made.use(0, np.array([2]))
+    made.begin_step()
+    assert made.present(0).tolist() == [1, 2]
+    made.check_integrity()
+
+
 passing_steps = st.lists(
     st.lists(st.tuples(subsets, st.integers(0, 1 << UNITS)), min_size=LAYERS, max_size=LAYERS),
     max_size=15,
