@@ -18,7 +18,7 @@ from flashllm.generate.service import Service
 from flashllm.generate.session import ChatModel, SessionState
 from flashllm.generate.template import Message
 from flashllm.model.memory import kv_bytes
-from flashllm.model.options import LoadArguments, LoadOptions
+from flashllm.model.options import LoadArguments, LoadOptions, Sparse
 
 Result = TypeVar("Result")
 
@@ -29,7 +29,8 @@ class LLM:
     """A model in memory. Any thread may call it; work queues to the process's one engine thread.
 
     name: the model directory's. config: the model's shape. tokenizer: the model's. n_ctx: tokens of
-    context of sessions that do not say. kv_dtype: what keys and values are kept in.
+    context of sessions that do not say. kv_dtype: what keys and values are kept in. sparse: how it
+    runs sparse, None if it does not.
 
     Close it, or use it in a `with` block: its replies stop and its memory is freed.
     """
@@ -40,6 +41,7 @@ class LLM:
         *,
         name: str = "model",
         n_ctx: int | None = None,
+        sparse: Sparse | None = None,
         follows_memory: bool = False,
         on_message: Callable[[str], None] | None = None,
     ) -> None:
@@ -52,6 +54,7 @@ class LLM:
         self.config = model.decoder.config
         self.tokenizer = model.tokenizer
         self.kv_dtype = model.decoder.kv_dtype
+        self.sparse = sparse
         self.n_ctx = LoadOptions(n_ctx=n_ctx).context(self.config)
         self._service = Service(
             model, name, self.n_ctx, follows_memory=follows_memory, on_message=on_message
@@ -81,6 +84,7 @@ class LLM:
                     model,
                     name=folder.name,
                     n_ctx=asked.n_ctx,
+                    sparse=asked.sparse,
                     follows_memory=asked.mem_budget == "auto",
                     on_message=on_message,
                 )

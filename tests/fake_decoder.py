@@ -73,6 +73,7 @@ class FakeDecoder:
         self.scratch_bytes = self.streamed_bytes = 0
         self.budget: int | None = None
         self.traffic = Traffic()
+        self.sparse_counts = None
         self.fallback: str | None = None
         self.chunk = chunk
         self.ends = ends

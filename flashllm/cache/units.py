@@ -26,19 +26,21 @@ from flashllm.flash.reader import UnitReader
 class Traffic:
     """What steps have asked of the weights so far.
 
-    used_bytes: of units that steps used, padding included. read_bytes: read from flash for them.
-    wait_s: seconds that steps waited for those reads.
+    used_bytes: of units that steps used, padding included. read_bytes: read from flash for them, of
+    which neuron_bytes for units that `bring` brought. wait_s: seconds that steps waited for reads.
     """
 
     used_bytes: int = 0
     read_bytes: int = 0
     wait_s: float = 0.0
+    neuron_bytes: int = 0
 
     def __sub__(self, before: Traffic) -> Traffic:
         return Traffic(
             self.used_bytes - before.used_bytes,
             self.read_bytes - before.read_bytes,
             self.wait_s - before.wait_s,
+            self.neuron_bytes - before.neuron_bytes,
         )
 
     @property
@@ -134,7 +136,7 @@ class Units:
         self._gate_rows: list[GateRows] = []
         self._layer_of = {group: i for i, group in enumerate(residency.scan.rare_groups)}
         self._unit_bytes = {group: _padded_sizes(model.groups[group]) for group in self._layer_of}
-        self._used_bytes = self._read_bytes = 0
+        self._used_bytes = self._read_bytes = self._neuron_bytes = 0
         self._wait_s = 0.0
         self._arranged = False
 
@@ -157,10 +159,10 @@ class Units:
     @property
     def traffic(self) -> Traffic:
         """What steps have asked of the weights so far."""
+        neurons = self._neuron_bytes + (self._neurons.read_bytes if self._neurons else 0)
         read = self._read_bytes + sum(rows.read_bytes for rows in self._rows.values())
-        read += self._ring.read_bytes if self._ring else 0
-        read += self._neurons.read_bytes if self._neurons else 0
-        return Traffic(self._used_bytes, read, self._wait_s)
+        read += neurons + (self._ring.read_bytes if self._ring else 0)
+        return Traffic(self._used_bytes, read, self._wait_s, neurons)
 
     def table(self, group: str, first: int, count: int) -> NDArray[np.int64]:
         """The addresses of units first .. first+count-1 of a group: int64 [count], live."""
@@ -307,7 +309,7 @@ class Units:
             self._ring = None
         if self._neurons is not None:
             self._neurons.close()
-            self._read_bytes += self._neurons.read_bytes
+            self._neuron_bytes += self._neurons.read_bytes
             self._neurons = None
         if self._prefetcher is not None:
             self._prefetcher.close()

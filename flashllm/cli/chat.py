@@ -74,7 +74,7 @@ def command(
             else:
                 done = print_reply(session.stream(message, **settings.sampling()), report)
                 if stats:
-                    click.echo(reply_line(done.stats), err=True)
+                    click.echo(reply_line(done.stats, llm.sparse), err=True)
             if session_file:
                 session.save(session_file)
 

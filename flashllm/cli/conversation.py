@@ -54,7 +54,7 @@ class Conversation:
         self.session = session
         self.screen = screen
         self.settings = settings
-        self.totals = figures.Totals()
+        self.totals = figures.Totals(llm.sparse)
         self._attached: list[str] = []
         self._attempt = 0
         self._commands: dict[str, Callable[[str], None]] = {
@@ -106,7 +106,7 @@ class Conversation:
         if done.reason in _REASONS:
             self.screen.note(_REASONS[done.reason])
         self.totals.add(done.stats)
-        self.screen.note(figures.reply_line(done.stats))
+        self.screen.note(figures.reply_line(done.stats, self.llm.sparse))
 
     def _retry(self) -> None:
         self._attempt += 1

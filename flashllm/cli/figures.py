@@ -11,10 +11,11 @@ from flashllm.sizes import format_size
 
 if TYPE_CHECKING:
     from flashllm.llm import LLM
+    from flashllm.model.options import Sparse
 
 
-def reply_line(stats: Stats) -> str:
-    """One line for a reply."""
+def reply_line(stats: Stats, sparse: Sparse | None = None) -> str:
+    """One line for a reply of a model that runs sparse this way, if it does."""
     limit = f"/{stats.mem_budget / 1e9:.2f}" if stats.mem_budget else ""
     parts = [
         "no first token" if stats.ttft_s is None else f"ttft {stats.ttft_s:.2f} s",
@@ -25,8 +26,24 @@ def reply_line(stats: Stats) -> str:
         f"hit {percent(stats.hit_rate)}",
         *([f"read {format_size(stats.weights_read_per_token)}/tok"] if _streams(stats) else []),
         f"wrote {'?' if stats.bytes_written is None else format_size(stats.bytes_written)}",
+        *([how_sparse(sparse), *_sparse_parts(stats)] if sparse else []),
     ]
     return " · ".join(parts)
+
+
+def how_sparse(sparse: Sparse) -> str:
+    """How a model runs sparse, and whether that changes what it says."""
+    return f"sparse: {sparse} ({'lossy' if sparse == 'predictor' else 'exact'})"
+
+
+def _sparse_parts(stats: Stats) -> list[str]:
+    if stats.active_share is None:
+        return []
+    return [
+        f"active {percent(stats.active_share)}",
+        f"new {format_size(stats.neurons_read_per_token)}/tok",
+        f"managed in {1e3 * stats.manage_s:.0f} ms",
+    ]
 
 
 def speed(tok_s: float) -> str:
@@ -41,8 +58,9 @@ def percent(share: float) -> str:
 
 @dataclasses.dataclass
 class Totals:
-    """The sum of a conversation's replies."""
+    """The sum of a conversation's replies. sparse: how the model runs sparse, if it does."""
 
+    sparse: Sparse | None = None
     replies: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -51,6 +69,7 @@ class Totals:
     weights_read_bytes: int = 0
     wait_s: float = 0.0
     compute_s: float = 0.0
+    manage_s: float = 0.0
     last: Stats | None = None
 
     def add(self, stats: Stats) -> None:
@@ -62,6 +81,7 @@ class Totals:
         self.weights_read_bytes += stats.weights_read_bytes
         self.wait_s += stats.wait_s
         self.compute_s += stats.compute_s
+        self.manage_s += stats.manage_s
         if stats.decode_tok_s:
             self.decode_s += stats.generated_tokens / stats.decode_tok_s
         self.last = stats
@@ -85,8 +105,21 @@ class Totals:
                 f"context          {last.context_tokens} of {last.n_ctx} tokens",
                 f"last reply       prompt at {last.prefill_tok_s:.0f} tok/s, reply at "
                 f"{last.decode_tok_s:.1f} tok/s, seed {last.seed}",
+                *self._sparse_lines(last),
             ]
         )
+
+    def _sparse_lines(self, last: Stats) -> list[str]:
+        if not self.sparse:
+            return []
+        lines = [f"neurons          {how_sparse(self.sparse)}"]
+        if last.active_share is not None:
+            lines[0] += (
+                f", {percent(last.active_share)} active at last, "
+                f"{format_size(last.neurons_read_per_token)} of new ones a token"
+            )
+            lines.append(f"managing         {self.manage_s:.1f} s of the computing")
+        return lines
 
 
 def model_lines(llm: LLM) -> str:
@@ -100,6 +133,7 @@ def model_lines(llm: LLM) -> str:
         ("shape", f"{shape}{shared}, vocabulary of {config.vocab_size}"),
         ("context", f"{llm.n_ctx} tokens here, {config.context_length} at most"),
         ("weights", format_size(llm.weight_bytes)),
+        *([("neurons", how_sparse(llm.sparse))] if llm.sparse else []),
     ]
     return "\n".join(f"{label:<16} {text}" for label, text in rows)
 

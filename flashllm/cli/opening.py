@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flashllm import api
+from flashllm.cli.figures import how_sparse
 from flashllm.cli.options import EngineOptions
 from flashllm.cli.report import Report
 from flashllm.kernels import jit
@@ -20,6 +21,8 @@ def open_llm(path: Path, options: EngineOptions, report: Report) -> LLM:
     )
     if llm.io_fallback:
         report.message(llm.io_fallback)
+    if llm.sparse:
+        report.message(f"{how_sparse(llm.sparse)}.")
     return llm
 
 

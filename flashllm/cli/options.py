@@ -96,6 +96,23 @@ _IO = click.option(
     help="How to read the weights: direct, past the system's page cache; pread, through it; mmap, "
     "from mapped files. [default: auto, direct unless the page cache has them already]",
 )
+_SPARSE = click.option(
+    "--sparse",
+    type=click.Choice(["predictor", "oracle", "gate"]),
+    default=None,
+    help="Read and compute only neurons that fire, of a ReLU model converted with --codec row. "
+    "predictor: those that are expected to, which loses a little (see flashllm calibrate); gate: "
+    "exactly those, by rows that stay in memory; oracle: the same, these rows not counted. "
+    "[default: all neurons]",
+)
+_WINDOW = click.option(
+    "--window",
+    type=click.IntRange(0),
+    default=None,
+    metavar="N",
+    help="With --sparse, keep neurons in memory for N tokens after they fired, at most. [default: "
+    "as long as there is room]",
+)
 _OFFLINE = click.option(
     "--offline",
     is_flag=True,
@@ -124,6 +141,8 @@ _ENGINE = (
     _OFFLINE,
     _KV_DTYPE,
     _IO,
+    _SPARSE,
+    _WINDOW,
 )
 
 _SAMPLING = (
@@ -169,6 +188,8 @@ model_option = _MODEL
 offline_option = _OFFLINE
 kv_dtype_option = _KV_DTYPE
 io_option = _IO
+sparse_option = _SPARSE
+window_option = _WINDOW
 stats_option = click.option(
     "--stats", is_flag=True, help="Print what the reply cost, on standard error."
 )
@@ -190,6 +211,7 @@ def engine_options(command: Command) -> Command:
         return EngineOptions(model, offline, LoadOptions(mem, ctx_size, **others))
 
     names = ["model", "offline", "mem", "ctx_size", "threads", "backend", "kv_dtype", "io"]
+    names += ["sparse", "window"]
     return _gather(command, _ENGINE, "engine", make, names)
 
 

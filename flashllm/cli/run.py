@@ -72,11 +72,12 @@ def command(
             session = None if raw else opening.open_session(llm, session_file, system)
             reply = session.stream(text, **options) if session else llm.complete(text, **options)
             if as_json:
-                click.echo(json.dumps({"model": llm.name, **collect(reply)}))
+                facts = {"model": llm.name, "sparse": llm.sparse}
+                click.echo(json.dumps(facts | collect(reply)))
             else:
                 end = print_reply(reply, report)
                 if stats:
-                    click.echo(reply_line(end.stats), err=True)
+                    click.echo(reply_line(end.stats, llm.sparse), err=True)
             if session and session_file:
                 session.save(session_file)
 

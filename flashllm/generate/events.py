@@ -23,6 +23,11 @@ class Stats:
     weights used that were in memory already, 1.0 where all stay there. wait_s: seconds that steps
     waited for those reads. compute_s: seconds that they took otherwise.
 
+    active_share: of a model that runs sparse, the share of its neurons that were computed for a
+    token; None where all were. neurons_read_per_token: bytes of neurons read for each token but the
+    first, on average, those read in vain included. manage_s: seconds, of compute_s, spent on
+    choosing neurons and looking them up.
+
     rss_bytes: memory of the whole process, of which the system could drop all but private_bytes.
     mem_budget: bytes that those may be, None for no limit. bytes_read, bytes_written: the process's
     disk traffic during the reply, None where the system does not count it.
@@ -42,6 +47,9 @@ class Stats:
     hit_rate: float
     wait_s: float
     compute_s: float
+    active_share: float | None
+    neurons_read_per_token: float
+    manage_s: float
     rss_bytes: int
     private_bytes: int
     mem_budget: int | None

@@ -14,6 +14,7 @@ from flashllm.errors import Cancelled
 from flashllm.generate.events import Reason, Token
 from flashllm.generate.sampling import Sampler
 from flashllm.generate.tokenizer import StreamDecoder
+from flashllm.layers.sparse_ffn import SparseCounts
 from flashllm.model.config import ModelConfig
 from flashllm.model.memory import KVDtype
 
@@ -67,6 +68,8 @@ class Decoder(Stepper, Protocol):
     def budget(self) -> int | None: ...
     @property
     def traffic(self) -> Traffic: ...
+    @property
+    def sparse_counts(self) -> SparseCounts | None: ...
     @property
     def fallback(self) -> str | None: ...
     @property

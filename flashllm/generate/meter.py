@@ -12,6 +12,7 @@ import numpy.typing as npt
 from flashllm import machine
 from flashllm.generate.events import Stats
 from flashllm.generate.loop import Decoder, KVSequence, OnLayer
+from flashllm.layers.sparse_ffn import SparseCounts
 
 
 class Meter:
@@ -32,6 +33,7 @@ class Meter:
         self._generated = 0
         self._disk = machine.disk_traffic()
         self._before = self._at_first = self._at_last = decoder.traffic
+        self._sparse = decoder.sparse_counts or SparseCounts()
 
     def step(
         self,
@@ -62,6 +64,7 @@ class Meter:
         disk, before = machine.disk_traffic(), self._disk
         weights = self._decoder.traffic - self._before
         later = self._at_last - self._at_first
+        sparse = (self._decoder.sparse_counts or SparseCounts()) - self._sparse
         return Stats(
             ttft_s=self._first - self._started if self._generated else None,
             prompt_tokens=self._prompt_tokens,
@@ -76,6 +79,9 @@ class Meter:
             seed=seed,
             weights_read_bytes=weights.read_bytes,
             weights_read_per_token=later.read_bytes / max(1, self._generated - 1),
+            active_share=sparse.active_share,
+            neurons_read_per_token=later.neuron_bytes / max(1, self._generated - 1),
+            manage_s=sparse.manage_s,
             hit_rate=weights.hit_rate,
             wait_s=weights.wait_s,
             compute_s=max(0.0, self._step_s - weights.wait_s),

@@ -48,6 +48,19 @@ class SparseCounts:
     neurons: int = 0
     manage_s: float = 0.0
 
+    def __sub__(self, before: SparseCounts) -> SparseCounts:
+        return SparseCounts(
+            self.tokens - before.tokens,
+            self.fired - before.fired,
+            self.neurons - before.neurons,
+            self.manage_s - before.manage_s,
+        )
+
+    @property
+    def active_share(self) -> float | None:
+        """The share of the neurons that were computed; None if there was no sparse step."""
+        return self.fired / self.neurons if self.neurons else None
+
 
 class _Half:
     """Neurons that are computed by one run: where they are, their biases, and what they give."""

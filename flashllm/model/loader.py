@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from flashllm import kernels, machine
+from flashllm import kernels, machine, read_speed_file
 from flashllm.cache.pinned import Progress
+from flashllm.cache.read_cost import read_gap
 from flashllm.cache.units import Units
+from flashllm.disk_curve import DiskCurve
 from flashllm.errors import UnsupportedModel
 from flashllm.flash.format import read_model
 from flashllm.kernels.weights import KV_NAMES
@@ -31,10 +33,6 @@ KV_DTYPES: dict[str, np.dtype[Any]] = {
     "q8": np.dtype(np.int8),
 }
 """Dtypes keys and values may be kept in."""
-
-READ_GAP = 48 << 10
-"""Bytes that are rather read in vain than two reads made: what a disk that gives 0.7 GB/s in reads
-of 16 KiB and 2.8 in reads of 1 MiB takes as long for as for beginning another."""
 
 
 def load_decoder(
@@ -83,7 +81,8 @@ def load_decoder(
             taken=taken,
             fitting_context=lambda: needs.largest_context((budget or 0) - taken, n_ctx),
         )
-        units = Units(model, residency, asked.io, window=asked.window, gap=READ_GAP)
+        gap = read_gap(_disk_curve(path)) if asked.sparse else 0
+        units = Units(model, residency, asked.io, window=asked.window, gap=gap)
         wiring = Wiring(
             model, config, backend, units, KV_DTYPES[kv_dtype], step_tokens, asked.sparse
         )
@@ -94,3 +93,12 @@ def load_decoder(
     except BaseException:
         backend.close()
         raise
+
+
+def _disk_curve(path: Path) -> DiskCurve | None:
+    """What was measured of the disk under `path`; None if nothing was."""
+    try:
+        speed = read_speed_file.load(read_speed_file.file_for(path))
+    except OSError:
+        return None
+    return speed and speed.disk

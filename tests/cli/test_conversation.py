@@ -34,6 +34,9 @@ STATS = Stats(
     hit_rate=1.0,
     wait_s=0.0,
     compute_s=0.3,
+    active_share=None,
+    neurons_read_per_token=0.0,
+    manage_s=0.0,
     rss_bytes=400_000_000,
     private_bytes=310_000_000,
     mem_budget=6_000_000_000,
@@ -140,6 +143,7 @@ class Fixture:
             weight_bytes=96_600_000,
             kv_bytes=1_000_000,
             kv_dtype="f16",
+            sparse=None,
             load_session=lambda path: self.loaded,
             config=SimpleNamespace(
                 n_layers=30,
@@ -182,6 +186,22 @@ def test_the_cost_tells_what_was_streamed() -> None:
     )
     nearly = dataclasses.replace(STREAMED, hit_rate=0.99999, weights_read_per_token=40_000.0)
     assert "hit 99.9% · read 40 kB/tok" in figures.reply_line(nearly)
+
+
+def test_a_sparse_model_says_so_and_what_it_computed() -> None:
+    sparse = dataclasses.replace(
+        STATS, active_share=0.0312, neurons_read_per_token=2.1e6, manage_s=0.043
+    )
+    assert figures.reply_line(sparse, "predictor").endswith(
+        " · sparse: predictor (lossy) · active 3.12% · new 2.1 MB/tok · managed in 43 ms"
+    )
+    assert figures.reply_line(STATS, "gate").endswith(" · sparse: gate (exact)")
+    totals = figures.Totals("oracle")
+    for _ in range(2):
+        totals.add(sparse)
+    told = totals.describe()
+    assert "oracle (exact), 3.12% active at last, 2.1 MB of new ones a token" in told
+    assert "managing         0.1 s" in told
 
 
 def test_ctrl_c_keeps_what_came_and_says_so() -> None:

@@ -15,9 +15,10 @@ from flashllm.cli.options import (
     sampling_options,
     system_prompt_option,
 )
+from flashllm.errors import InvalidInput
 from flashllm.flash.reader import IO_MODES
 from flashllm.hub.manifests import DEFAULT_MODEL
-from flashllm.model.options import IOMode, LoadOptions
+from flashllm.model.options import IOMode, LoadOptions, Sparse
 
 Seen = tuple[EngineOptions, SamplingOptions, str | None]
 
@@ -61,6 +62,16 @@ def test_every_mode_of_the_reader_can_be_asked_for() -> None:
     assert set(get_args(IOMode)) == set(IO_MODES)
 
 
+def test_running_sparse() -> None:
+    _, [(engine, _, _)] = invoke("--sparse", "gate", "--window", "3")
+    assert (engine.load.sparse, engine.load.window) == ("gate", 3)
+    result, _ = invoke("--window", "3")
+    assert isinstance(result.exception, InvalidInput)
+    for how in get_args(Sparse):
+        _, [(engine, _, _)] = invoke("--sparse", how)
+        assert engine.load.sparse == how
+
+
 def test_memory_may_be_automatic() -> None:
     _, [(engine, _, _)] = invoke("--mem", "auto")
     assert engine.load.mem_budget == "auto"
@@ -79,6 +90,8 @@ def test_memory_may_be_automatic() -> None:
         ["--backend", "gpu"],
         ["--kv-dtype", "q4"],
         ["--io", "uring"],
+        ["--sparse", "yes"],
+        ["--sparse", "gate", "--window", "-1"],
     ],
 )
 def test_values_out_of_range_are_refused(args: list[str]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sparse_model
 import streamed
 import tiny
 
 from flashllm.flash.format import read_model
 from flashllm.llm import LLM
+from flashllm.model import loader
 from flashllm.model.memory import FIXED_BYTES, kv_bytes
 
 N_CTX = 64
@@ -65,3 +67,30 @@ def test_a_resident_reply_reads_nothing(folder: Path) -> None:
     assert (stats.hit_rate, stats.wait_s) == (1.0, 0.0)
     assert stats.compute_s > 0
     assert stats.mem_budget is None
+    assert (stats.active_share, stats.neurons_read_per_token, stats.manage_s) == (None, 0.0, 0.0)
+
+
+def test_a_sparse_reply_tells_how_many_neurons_it_computed_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "read_gap", lambda curve: 0)
+    sparse = sparse_model.write(tmp_path, calibrated=False)
+    replies = {}
+    for window in (0, 8):
+        limit = sparse_model.budget(sparse, "gate", layers=3.5)
+        with LLM.open(sparse, mem_budget=limit, n_ctx=N_CTX, sparse="gate", window=window) as llm:
+            assert llm.sparse == "gate"
+            reply = llm.complete("the capital of france", max_tokens=6, temperature=0.0)
+            reply.result()
+            replies[window] = reply.stats
+    alone, kept = replies[0], replies[8]
+    assert alone is not None
+    assert kept is not None
+    assert alone.active_share == kept.active_share
+    assert 0.3 < (alone.active_share or 0) < 0.7
+    neurons = sum(
+        int(group.offsets[-1]) for name, group in read_model(sparse).groups.items() if "ffn" in name
+    )
+    assert 0 < kept.neurons_read_per_token < alone.neurons_read_per_token <= neurons
+    assert alone.neurons_read_per_token <= alone.weights_read_per_token
+    assert 0 < alone.manage_s < alone.compute_s
