@@ -25,13 +25,16 @@ from pathlib import Path
 
 import numpy as np
 from sparse_coactivation import LAGS, BadCurve, Coactivation, fit, measured
-from sparse_flash import Plan, Planting, sparsity, write_sparse
+from sparse_flash import sparsity, write_sparse
 from sparse_planting import RESERVED, PlantedLayer, Statistics
+from sparse_weights import Plan, Planting
 from synthetic_shapes import MODELS, Model
 
 from flashllm.errors import FlashError
 
 CHECKED_LAYERS = 2
+COUNTED = 64
+"""Tokens of each layer that co-activation is shown of."""
 MISSES, FALSE_POSITIVES = 0.05, 0.07
 
 
@@ -68,11 +71,13 @@ def main() -> None:
     try:
         curve = Coactivation.read(Path(options.coactivation)) if options.coactivation else None
         plan = planned(options, None if curve is None else fit(curve.correlations()))
+        planting = Planting(plan)
         if options.check:
-            planting = Planting(plan)
-            layers = [planting.layer(i) for i in range(len(plan.ranks))]
+            for i in range(len(plan.ranks)):
+                planting.plant(i)
         else:
-            layers = written(options.target, plan)
+            write(options.target, planting)
+        layers = [planting.layer(i) for i in range(len(plan.ranks))]
     except (BadCurve, FlashError, OSError) as error:
         sys.exit(f"make_sparse.py: {error}")
     for line in report(options.model, plan, layers, curve):
@@ -159,17 +164,15 @@ def predictor_ranks(known: Known, layers: int) -> tuple[int, ...]:
     return tuple(large if first <= i < first + count else usual for i in range(layers))
 
 
-def written(target: Path, plan: Plan) -> list[PlantedLayer]:
-    """Write the model; returns its layers."""
-    layers, done, start = [], 0, time.perf_counter()
-    for nbytes, layer in write_sparse(target, plan):
+def write(target: Path, planting: Planting) -> None:
+    """Write the model, and say how fast."""
+    done, start = 0, time.perf_counter()
+    for nbytes in write_sparse(target, planting):
         done += nbytes
-        layers += [] if layer is None else [layer]
         if sys.stderr.isatty():
             print(f"{done / 1e9:.1f} GB", end="\r", file=sys.stderr)
     seconds = time.perf_counter() - start
     print(f"{done / 1e9:.2f} GB in {seconds:.0f} s, {done / 1e9 / seconds:.2f} GB/s")
-    return layers
 
 
 def report(
@@ -196,7 +199,7 @@ def report(
 
 def report_coactivation(layers: list[PlantedLayer], curve: Coactivation | None) -> Iterator[str]:
     """How often neighbours fire together, beside what was wanted."""
-    pairs = sum(np.array(measured(layer.figures.fired)) for layer in layers)
+    pairs = sum(np.array(measured(layer.figures.fired[:COUNTED])) for layer in layers)
     active = float(np.mean([layer.figures.active for layer in layers]))
     planted = pairs[0] / np.maximum(pairs[1], 1)
     wanted = np.full(LAGS, active) if curve is None else curve.at(active)
