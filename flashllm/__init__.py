@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flashllm import errors
-    from flashllm.api import load, plan, pull
+    from flashllm.api import calibrate, load, plan, pull
     from flashllm.errors import FlashError
     from flashllm.generate.events import Done, Prefill, Stats, Token
     from flashllm.llm import LLM, Message, Session
@@ -26,6 +26,7 @@ _HOMES = {
     "Stats": "flashllm.generate.events",
     "Token": "flashllm.generate.events",
     "Plan": "flashllm.model.plan",
+    "calibrate": "flashllm.api",
     "load": "flashllm.api",
     "plan": "flashllm.api",
     "pull": "flashllm.api",
@@ -41,6 +42,7 @@ __all__ = [
     "Session",
     "Stats",
     "Token",
+    "calibrate",
     "errors",
     "load",
     "plan",

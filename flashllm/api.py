@@ -1,14 +1,16 @@
-"""The verbs of the package, load, plan, pull and convert: they wire the rooms for callers."""
+"""The verbs load, plan, pull, convert and calibrate: they wire the rooms for callers."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Unpack
 
 from flashllm import machine, read_speed_file
 from flashllm.convert import convert as convert_checkpoint
+from flashllm.convert.calibration import Calibration
+from flashllm.convert.calibration import calibrate as calibrate_model
 from flashllm.convert.planning import plan_checkpoint, plan_model, plan_shape
 from flashllm.generate.opening import Progress
 from flashllm.hub import manifests, store
@@ -177,6 +179,48 @@ def convert(
         codec=codec,
         restart=restart,
         threads=threads,
+        on_progress=on_progress,
+        on_message=on_message,
+    )
+
+
+def calibrate(
+    model: str | Path,
+    target: str | Path,
+    *,
+    text: Sequence[str | Path],
+    tokens: int = 20_000,
+    recall: float = 0.97,
+    rank: int | None = None,
+    order: Literal["coactivation", "none"] = "coactivation",
+    mem_budget: int | str | None = "auto",
+    threads: int | None = None,
+    restart: bool = False,
+    on_progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Write a ReLU-sparse model to the new folder `target`, with predictors of what fires.
+
+    model: the folder of a flash model of codec `row`, or its name in the store; it is only read.
+    text: files to run it over, of which about `tokens` tokens are taken. Of the neurons that fire,
+    predictors find a share of `recall` on held-out text; rank is a multiple of 32, by default each
+    layer's cheapest. order "coactivation" stores neurons that fire together near each other, where
+    that saves reads. mem_budget and threads are as `load`'s.
+
+    Interrupted, the next call with the same arguments goes on, unless it is to restart. on_message
+    announces each stage, on_progress counts it. Raises ModelNotFound, InvalidInput,
+    UnsupportedModel, CorruptModel, OutOfBudget, DiskFull, ModelIOError, EngineError.
+    """
+    return calibrate_model(
+        store.find(model),
+        Path(target),
+        [Path(file) for file in text],
+        tokens=tokens,
+        recall=recall,
+        rank=rank,
+        order=order,
+        options=LoadOptions(mem_budget, threads=threads),
+        restart=restart,
         on_progress=on_progress,
         on_message=on_message,
     )

@@ -17,7 +17,7 @@ from flashllm.model.families import FAMILIES
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 NAMES = [
     "LLM", "Done", "FlashError", "Message", "Plan", "Prefill", "Session", "Stats", "Token",
-    "errors", "load", "plan", "pull",
+    "calibrate", "errors", "load", "plan", "pull",
 ]  # fmt: skip
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +15,19 @@ import pytest
 import streamed
 import tiny
 from convert_planted import linear_layer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from unpacking import read_row
 
 from flashllm.convert import calibration, layer_calibration, predictor_fit
 from flashllm.convert.activity import ActivityFile, Recorder, Shape
 from flashllm.convert.calibration import Calibration, calibrate, split
-from flashllm.convert.calibration_scratch import STATE_FILE, scratch_folder
+from flashllm.convert.calibration_scratch import (
+    ACTIVITY_FILE,
+    STATE_FILE,
+    Scratch,
+    scratch_folder,
+)
 from flashllm.convert.calibration_text import read_windows
 from flashllm.convert.layer_calibration import Aims, calibrate_layer
 from flashllm.convert.neuron_rows import deciding_bias, deciding_rows, row_part, unpack_rows
@@ -26,7 +35,6 @@ from flashllm.convert.predictor import quality
 from flashllm.errors import (
     Cancelled,
     EngineError,
-    FlashError,
     InvalidInput,
     UnsupportedModel,
 )
@@ -43,11 +51,13 @@ from flashllm.model.options import LoadOptions
 OPTIONS = LoadOptions(mem_budget=None, threads=1)
 
 
-@pytest.fixture(autouse=True)
-def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def little_work() -> Iterator[None]:
     """Fit in one pass, and count reads without a window, so that an order shows."""
-    monkeypatch.setattr(predictor_fit, "EPOCHS", 1)
-    monkeypatch.setattr(layer_calibration, "WINDOW", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictor_fit, "EPOCHS", 1)
+        patch.setattr(layer_calibration, "WINDOW", 0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -62,35 +72,50 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def text(model: Path) -> Path:
     """A text of a few hundred tokens."""
-    path = tmp_path / "text.txt"
+    path = model.parent / "text.txt"
     path.write_text(tiny.CORPUS * 3)
     return path
 
 
-def run(model: Path, target: Path, text: Path, **options: Any) -> Calibration:
-    """Calibrate with little work."""
-    options = {"tokens": 280, "rank": 32, "options": OPTIONS, **options}
-    return calibrate(model, target, [text], **options)
+@dataclasses.dataclass
+class Run:
+    """A calibration that nothing stopped: what was found and told."""
+
+    found: Calibration
+    told: list[str]
+    progress: list[tuple[int, int]]
 
 
-def test_a_model_is_calibrated(model: Path, text: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(model: Path, text: Path) -> Run:
+    """The model, calibrated into a folder of its own."""
     told: list[str] = []
     progress: list[tuple[int, int]] = []
+    target = model.parent / "whole" / "new"
     found = run(
         model,
-        tmp_path / "new",
+        target,
         text,
         on_message=told.append,
         on_progress=lambda done, total: progress.append((done, total)),
     )
-    assert found.path == tmp_path / "new"
-    assert [line.split()[0] for line in told] == ["running", "fitting", "writing"]
-    assert all(0 <= done <= total for done, total in progress)
-    assert not scratch_folder(found.path).exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "text.txt"]
+    return Run(found, told, progress)
+
+
+def run(model: Path, target: Path, text: Path, **options: Any) -> Calibration:
+    """Calibrate with little work."""
+    options = {"tokens": 190, "rank": 32, "options": OPTIONS, **options}
+    return calibrate(model, target, [text], **options)
+
+
+def test_a_model_is_calibrated(whole: Run) -> None:
+    found = whole.found
+    assert [line.split()[0] for line in whole.told] == ["running", "fitting", "writing"]
+    assert all(0 <= done <= total for done, total in whole.progress)
+    assert [path.name for path in found.path.parent.iterdir()] == ["new"]
     sparsity = read_model(found.path).manifest.sparsity
     assert sparsity is not None
     assert sparsity["text_tokens"] == found.text_tokens
@@ -101,11 +126,10 @@ def test_a_model_is_calibrated(model: Path, text: Path, tmp_path: Path) -> None:
         assert 0.2 < layer.quality.active < 0.8
 
 
-def test_the_dense_results_stay(model: Path, text: Path, tmp_path: Path) -> None:
-    found = run(model, tmp_path / "new", text)
-    assert any(layer.order is not None for layer in found.layers)
+def test_the_dense_results_stay(model: Path, whole: Run) -> None:
+    assert any(layer.order is not None for layer in whole.found.layers)
     logits = []
-    for path in (model, found.path):
+    for path in (model, whole.found.path):
         decoder = load_decoder(path, OPTIONS)
         sequence = decoder.new_sequence(40)
         logits.append(decoder.step(sequence, np.arange(40), logits="all"))
@@ -138,8 +162,9 @@ def test_what_was_collected_is_what_the_rows_say(
 
 
 @pytest.mark.parametrize("stage", ["running", "fitting", "writing"])
-def test_a_stopped_calibration_goes_on(model: Path, text: Path, tmp_path: Path, stage: str) -> None:
-    whole = run(model, tmp_path / "whole", text)
+def test_a_stopped_calibration_goes_on(
+    model: Path, text: Path, whole: Run, tmp_path: Path, stage: str
+) -> None:
     stages: list[str] = []
 
     def stop(done: int, total: int) -> None:
@@ -163,11 +188,11 @@ def test_a_stopped_calibration_goes_on(model: Path, text: Path, tmp_path: Path, 
     assert (again[0].split()[0] == "running") == (stage == "running")
     assert counted[0] > 0
     assert not scratch_folder(target).exists()
-    for one, other in zip(found.layers, whole.layers, strict=True):
+    for one, other in zip(found.layers, whole.found.layers, strict=True):
         assert np.array_equal(one.predictor.up, other.predictor.up)
         assert one.quality == other.quality
     for file in ("manifest.json", "small.safetensors"):
-        assert (target / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert (target / file).read_bytes() == (whole.found.path / file).read_bytes()
 
 
 def test_other_aims_fit_anew_but_do_not_run_again(model: Path, text: Path, tmp_path: Path) -> None:
@@ -203,9 +228,8 @@ def test_or_it_starts_over(model: Path, text: Path, tmp_path: Path) -> None:
     assert again == [96], "the first window was not run again"
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'{"windows": -3}', b'{"windows": 9e9}', b"[]"])
 def test_a_damaged_note_of_what_is_done_counts_as_none(
-    model: Path, text: Path, tmp_path: Path, data: bytes
+    model: Path, text: Path, tmp_path: Path
 ) -> None:
     stages: list[str] = []
 
@@ -215,7 +239,7 @@ def test_a_damaged_note_of_what_is_done_counts_as_none(
 
     with pytest.raises(Cancelled):
         run(model, tmp_path / "new", text, on_message=stages.append, on_progress=stop)
-    (scratch_folder(tmp_path / "new") / STATE_FILE).write_bytes(data)
+    (scratch_folder(tmp_path / "new") / STATE_FILE).write_bytes(b'{"windows": 2')
     stages.clear()
     with pytest.raises(Cancelled):
         run(model, tmp_path / "new", text, on_message=stages.append, on_progress=stop)
@@ -370,18 +394,25 @@ def test_inputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         assert np.isfinite(file.layer(0).x).all()
 
 
-@given(st.binary(max_size=300))
-def test_any_file_of_activity_is_taken_over_or_made_anew(data: bytes) -> None:
-    import tempfile
+JSON = st.recursive(
+    st.none() | st.integers() | st.text() | st.booleans(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from(["identity", "windows", "a"]), inner)
+    ),
+)
 
+
+@settings(max_examples=60)
+@given(st.binary(max_size=300) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_kept_count_as_nothing(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "activity"
-        path.write_bytes(data)
-        try:
-            with ActivityFile(path, Shape(1, 2, 4, 3)) as file:
-                assert file.layer(0).x.shape == (2, 4)
-        except FlashError:
-            pass
+        scratch = Scratch(Path(folder))
+        for name in (STATE_FILE, ACTIVITY_FILE, "layer-0000.safetensors"):
+            (scratch.folder / name).write_bytes(data)
+        assert scratch.windows_done({"version": 1}) == 0
+        assert scratch.load_layer(0, "identity") is None
+        with scratch.activity(Shape(1, 2, 4, 3)) as file:
+            assert not file.layer(0).x.any()
 
 
 def test_windows_are_spread_over_long_texts(model: Path, tmp_path: Path) -> None:
