@@ -113,6 +113,10 @@ class DirectFile(PositionedFile):
     def io(self) -> str:
         return "direct"
 
+    @property
+    def direct_descriptor(self) -> int | None:
+        return self._fd
+
     def _read_some(self, offset: int, out: Bytes) -> int:
         skip = offset % ALIGNMENT
         pages = len(out) - len(out) % ALIGNMENT
@@ -158,6 +162,10 @@ class CachedFile(PositionedFile):
     @property
     def io(self) -> str:
         return "pread" if self._doubt < MOST_DOUBT else "direct"
+
+    @property
+    def direct_descriptor(self) -> int | None:
+        return None if self._doubt < MOST_DOUBT else self._past_cache.direct_descriptor
 
     def _read_some(self, offset: int, out: Bytes) -> int:
         got = self._read_cached(offset, [out.data])

@@ -45,6 +45,11 @@ class ReadableFile(abc.ABC):
         """How it is read now: "direct", "pread" or "mmap"."""
         return "pread"
 
+    @property
+    def direct_descriptor(self) -> int | None:
+        """What it is read by past the page cache, if so it is read now."""
+        return None
+
     def read_into(self, offset: int, out: Bytes) -> None:
         """Fill `out` from byte `offset`, however short the system's reads are.
 

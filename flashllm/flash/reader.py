@@ -160,9 +160,20 @@ class UnitReader:
         file = self._file(group.file)
         file.read_into_many(places, out)
         for unit, buffer in zip(units, out, strict=True):
-            digest = xxhash.xxh3_64_intdigest(buffer[: group.lengths.item(unit)])
-            if digest != group.checksums.item(unit):
+            if not self.is_whole(group, unit, buffer):
                 raise _corrupt(file, group, unit)
+
+    def is_whole(self, group: Group, unit: int, data: memoryview) -> bool:
+        """Whether `data` begins with the unit, by its checksum."""
+        digest = xxhash.xxh3_64_intdigest(data[: group.lengths.item(unit)])
+        return bool(digest == group.checksums.item(unit))
+
+    def direct_file(self, group: Group) -> int | None:
+        """The descriptor that reads the group's file past the page cache, if that is how it is
+        read now; it is the reader's, and good until that closes. Raises as a read if it cannot be
+        opened.
+        """
+        return self._file(group.file).direct_descriptor
 
     def close(self) -> None:
         """Wait for reads of this reader's threads and close the files; reads fail afterwards."""

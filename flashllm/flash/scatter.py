@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.errors import EngineError, InvalidInput
+from flashllm.errors import EngineError, FlashError, InvalidInput
+from flashllm.flash.aio import IOVEC, ReadQueue
+from flashllm.flash.files import Scratch
 from flashllm.flash.format import Group
+from flashllm.flash.layout import ceil_div
 from flashllm.flash.reader import UnitReader
 
 THREADS = 16
@@ -22,6 +26,10 @@ the disk is slower, above the second no faster."""
 _POLL_S = 0.2
 """How often a waiting thread looks up: an endless wait ignores Ctrl-C on Windows."""
 
+ASYNCHRONOUS_THREADS = 4
+"""How many share reads that need no thread each: they begin them, and verify what has come."""
+
+ReadMany = Callable[[ReadQueue, int, int], list[int]]
 Failure = tuple[int, int, BaseException]
 """A read that failed: its first unit and the one after its last, as positions, and why."""
 
@@ -32,9 +40,22 @@ class ScatteredRead:
     nbytes: what is read, that between units included. reads: by how many reads.
     """
 
-    def __init__(self, read: Callable[[int, int], None], bounds: list[int], nbytes: int):
-        """read(begin, end) reads units begin .. end-1, which bounds[i] and bounds[i + 1] are."""
+    def __init__(
+        self,
+        read: Callable[[int, int], None],
+        bounds: list[int],
+        nbytes: int,
+        share: int = 1,
+        read_many: ReadMany | None = None,
+    ):
+        """read(begin, end) reads units begin .. end-1, which bounds[i] and bounds[i + 1] are.
+
+        share: how many reads a thread takes at a time. read_many(queue, i, j) does reads i .. j-1
+        and returns those that did not succeed, to be done by `read`, which says why if it cannot.
+        """
         self.nbytes = nbytes
+        self._share = share
+        self._read_many = read_many
         self.reads = self._left = len(bounds) - 1
         self._read: Callable[[int, int], None] | None = read
         self._bounds = bounds
@@ -51,22 +72,27 @@ class ScatteredRead:
             pass
         return self._failures
 
-    def work(self) -> None:
+    def work(self, queue: Callable[[], ReadQueue | None]) -> None:
         """Read what no other thread has taken, until nothing is left: for the reader's threads."""
-        read, failed = self._read, list[Failure]()
+        read, read_many, failed = self._read, self._read_many, list[Failure]()
         done = 0
         while read is not None:
             with self._lock:
-                i = self._next
-                if i == self.reads:
-                    break
-                self._next += 1
-            begin, end = self._bounds[i : i + 2]
-            try:
-                read(begin, end)
-            except BaseException as error:
-                failed.append((begin, end, error))
-            done += 1
+                first, stop = self._next, min(self._next + self._share, self.reads)
+                self._next = stop
+            if first == stop:
+                break
+            left: Iterable[int] = range(first, stop)
+            if read_many is not None and (asynchronous := queue()) is not None:
+                with contextlib.suppress(Exception):  # which then meets `read` as well
+                    left = read_many(asynchronous, first, stop)
+            for i in left:
+                begin, end = self._bounds[i : i + 2]
+                try:
+                    read(begin, end)
+                except BaseException as error:
+                    failed.append((begin, end, error))
+            done += stop - first
         if done:
             with self._lock:
                 self._failures += failed
@@ -77,15 +103,16 @@ class ScatteredRead:
                 self._finish()
 
     def _finish(self) -> None:
-        self._read = None  # a read that is over keeps no memory alive
+        self._read = self._read_many = None  # a read that is over keeps no memory alive
         self._finished.set()
 
 
 class ScatteredReader:
     """Threads that read scattered units. Close it before the reader. Any thread may call.
 
-    They take one read after another, so that none waits for those of a slower one, and hold the GIL
-    only between reads and checksums.
+    Direct reads are asynchronous where the system has that, see ReadQueue, and a few threads share
+    them out. What does not succeed so, and all other reads, they make one after another by
+    UnitReader.read_scattered; none waits there for the reads of a slower one.
     """
 
     def __init__(self, reader: UnitReader, threads: int = THREADS):
@@ -93,6 +120,7 @@ class ScatteredReader:
         if threads < 1:
             raise InvalidInput(f"{threads} threads cannot read; use 1 or more")
         self._reader = reader
+        self._scratch = Scratch()
         self._queue: queue.SimpleQueue[ScatteredRead | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -129,13 +157,66 @@ class ScatteredReader:
             out = [memory[starts[i] : stops[i]] for i in range(begin, end)]
             self._reader.read_scattered(group, ids[begin:end], out)
 
-        scattered = ScatteredRead(read, bounds.tolist(), nbytes)
+        threads, share, read_many = len(self._threads), 1, None
+        file = None
+        with contextlib.suppress(FlashError):  # which then meets the reads as well
+            file = self._reader.direct_file(group)
+        if file is not None:
+            threads = min(threads, ASYNCHRONOUS_THREADS)
+            share = max(1, ceil_div(len(bounds) - 1, threads))
+            read_many = self._many(file, group, units, memory, places, bounds)
+        scattered = ScatteredRead(read, bounds.tolist(), nbytes, share, read_many)
         with self._lock:
             if self._closed:
                 raise EngineError("reading has ended; open the model again")
-            for _ in range(min(scattered.reads, len(self._threads))):
+            for _ in range(min(scattered.reads, threads)):
                 self._queue.put(scattered)
         return scattered
+
+    def _many(
+        self,
+        file: int,
+        group: Group,
+        units: NDArray[np.int64],
+        memory: memoryview,
+        places: NDArray[np.int64],
+        bounds: NDArray[np.int64],
+    ) -> ReadMany:
+        """Does reads of `start` asynchronously: it returns those that did not come right."""
+        begins, ends = group.offsets[units], group.offsets[units + 1]
+        base = np.frombuffer(memory, np.uint8).ctypes.data
+        ids, starts, limits = units.tolist(), places.tolist(), bounds.tolist()
+
+        def read_many(queue: ReadQueue, first: int, stop: int) -> list[int]:
+            # Before each unit a piece for the hole before it, dropped where there is none.
+            at = slice(bounds[first], bounds[stop])
+            runs = bounds[first : stop + 1] - bounds[first]
+            waste = self._scratch.bounce
+            pieces = np.zeros((runs[-1], 2), IOVEC)
+            pieces["address"][:, 0] = waste.ctypes.data
+            pieces["nbytes"][1:, 0] = begins[at][1:] - ends[at][:-1]
+            pieces["nbytes"][runs[:-1], 0] = 0
+            pieces["address"][:, 1] = base + places[at]
+            pieces["nbytes"][:, 1] = ends[at] - begins[at]
+            if int(pieces["nbytes"][:, 0].max()) > len(waste):
+                return list(range(first, stop))
+            used = pieces["nbytes"] > 0
+            counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(used.sum(axis=1))])
+            sizes = (ends[at][runs[1:] - 1] - begins[at][runs[:-1]]).tolist()
+            wrong: list[int] = []
+
+            def check(i: int, result: int) -> None:
+                held = range(limits[first + i], limits[first + i + 1])
+                if result != sizes[i] or not all(
+                    self._reader.is_whole(group, ids[j], memory[starts[j] :]) for j in held
+                ):
+                    wrong.append(first + i)
+
+            offsets = group.file_offset + begins[at][runs[:-1]]
+            queue.read(file, offsets, pieces[used], counts[runs], check)
+            return wrong
+
+        return read_many
 
     def close(self) -> None:
         """Finish what has been started, end the threads."""
@@ -188,5 +269,16 @@ def _bounds(cut: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
 
 def _work(tasks: queue.SimpleQueue[ScatteredRead | None]) -> None:
     """Read what is queued until told to end."""
+    own: list[ReadQueue | None] = []  # made when first needed
+
+    def asynchronous() -> ReadQueue | None:
+        if not own:
+            own.append(None)
+            with contextlib.suppress(OSError):
+                own[0] = ReadQueue()
+        return own[0]
+
     while (scattered := tasks.get()) is not None:
-        scattered.work()
+        scattered.work(asynchronous)
+    if own and own[0] is not None:
+        own[0].close()
