@@ -12,6 +12,7 @@ from flashllm.convert import convert as convert_checkpoint
 from flashllm.convert.calibration import Calibration
 from flashllm.convert.calibration import calibrate as calibrate_model
 from flashllm.convert.planning import plan_checkpoint, plan_model, plan_shape
+from flashllm.errors import InvalidInput
 from flashllm.generate.opening import Progress
 from flashllm.hub import manifests, store
 from flashllm.hub.foreign import is_foreign
@@ -23,7 +24,7 @@ from flashllm.hub.shapes import config_of
 from flashllm.hub.workshop import Workshop
 from flashllm.llm import LLM
 from flashllm.model.memory import KVDtype
-from flashllm.model.options import LoadArguments, LoadOptions
+from flashllm.model.options import LoadArguments, LoadOptions, Sparse
 from flashllm.model.plan import Plan
 from flashllm.read_speed import ReadSpeed
 
@@ -42,13 +43,17 @@ def load(
 
     A GGUF file or a Hugging Face folder is converted to the store the first time, with weights of
     `dtype`, and found there as long as it does not change; on_message then says where. options are
-    LoadOptions' fields: mem_budget, n_ctx, threads, backend, kv_dtype, io. on_progress counts
-    converting and loading. Nothing is fetched: see `pull`.
+    LoadOptions' fields: mem_budget, n_ctx, threads, backend, kv_dtype, io, sparse, window, draft
+    (named as `model` is), draft_tokens. on_progress counts converting and loading. Nothing is
+    fetched: see `pull`.
 
     Raises what LLM.open raises; ModelNotFound if there is no such model, saying how to get it; for
     checkpoints what `convert` raises.
     """
-    folder = locate(model, _workshop(on_progress, on_message), dtype)
+    workshop = _workshop(on_progress, on_message)
+    folder = locate(model, workshop, dtype)
+    if (draft := options.get("draft")) is not None:
+        options["draft"] = locate(draft, workshop, dtype)
     return LLM.open(folder, on_progress=on_progress, on_message=on_message, **options)
 
 
@@ -65,6 +70,8 @@ def plan(
     kv_dtype: KVDtype = "f16",
     threads: int | None = None,
     dtype: Dtype = "keep",
+    sparse: Sparse | None = None,
+    window: int | None = None,
     speed_at: Callable[[Path], ReadSpeed | None] = stored_speed,
 ) -> Plan:
     """Whether a model fits `mem_budget` with n_ctx tokens of context, and how fast it would run.
@@ -73,7 +80,8 @@ def plan(
     be another), of which nothing needs to be on this computer; or owner/name[:quant], whose headers
     are read on the hub. kv_dtype: what keys and values are to be kept in. dtype: what a checkpoint
     or a known model is to be converted to. mem_budget: bytes, or text such as "6GB" or "0.5x" (of
-    the weights); by default what is free now. threads: as `load`'s.
+    the weights); by default what is free now. threads, sparse and window: as `load`'s; only a model
+    in the flash format can be planned to run sparse.
 
     speed_at(folder) is how fast this computer reads memory, and the disk under `folder`: by default
     what `flashllm doctor` has measured, and a plan without a speed if it has not.
@@ -81,7 +89,9 @@ def plan(
     Raises what opening the model raises; ModelNotFound for an unknown one; InvalidInput; for the
     hub's what `pull` raises.
     """
-    options = LoadOptions(mem_budget, n_ctx, threads, kv_dtype=kv_dtype)
+    options = LoadOptions(
+        mem_budget, n_ctx, threads, kv_dtype=kv_dtype, sparse=sparse, window=window
+    )
     made, folder = _plan(model, options, dtype)
     if not made.fits:
         return made
@@ -95,10 +105,15 @@ def _plan(model: str | Path, options: LoadOptions, dtype: Dtype) -> tuple[Plan, 
     path, home = Path(model).expanduser(), store.models_dir()
     if store.is_model(path):
         return plan_model(path, options), path
+    if not is_foreign(path) and (stored := store.in_store(str(model))):
+        return plan_model(stored, options), stored
+    if options.sparse:
+        raise InvalidInput(
+            f"{model}: only a model in the flash format can be planned to run sparse; "
+            "`flashllm convert --codec row` makes one"
+        )
     if is_foreign(path):
         return plan_checkpoint(path, options, dtype=dtype), home
-    if stored := store.in_store(str(model)):
-        return plan_model(stored, options), stored
     if known := manifests.find_with_quant(str(model)):
         manifest, quant = known
         made = plan_shape(

@@ -31,7 +31,7 @@ def reply_line(stats: Stats, sparse: Sparse | None = None) -> str:
     return " · ".join(parts)
 
 
-def how_sparse(sparse: Sparse) -> str:
+def how_sparse(sparse: str) -> str:
     """How a model runs sparse, and whether that changes what it says."""
     return f"sparse: {sparse} ({'lossy' if sparse == 'predictor' else 'exact'})"
 

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from flashllm.cli import measuring
-from flashllm.cli.options import check_size, json_option, model_argument
+from flashllm.cli.figures import how_sparse, percent
+from flashllm.cli.options import (
+    check_size,
+    json_option,
+    model_argument,
+    sparse_option,
+    window_option,
+)
 from flashllm.cli.report import Report
 from flashllm.errors import OutOfBudget
 from flashllm.sizes import format_size
 
 if TYPE_CHECKING:
     from flashllm.model.memory import KVDtype
+    from flashllm.model.options import Sparse
     from flashllm.model.plan import Plan
+    from flashllm.model.sparse_plan import SparsePlan
 
 Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
 
@@ -57,6 +66,8 @@ Dtype = Literal["keep", "f32", "f16", "bf16", "q8", "q4m", "q4"]
     type=click.IntRange(1, 1024),
     help="Compute threads that the speed is for. [default: one for each physical core]",
 )
+@sparse_option
+@window_option
 @json_option
 def command(
     model: str,
@@ -65,6 +76,8 @@ def command(
     dtype: Dtype,
     kv_dtype: KVDtype,
     threads: int | None,
+    sparse: Sparse | None,
+    window: int | None,
     as_json: bool,
 ) -> int:
     """Say what MODEL needs of disk and memory, whether it fits, and how fast it would run.
@@ -86,6 +99,8 @@ def command(
             n_ctx=ctx_size,
             kv_dtype=kv_dtype,
             threads=threads,
+            sparse=sparse,
+            window=window,
             dtype=dtype,
             speed_at=api.stored_speed if as_json else measure,
         )
@@ -125,7 +140,47 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     if plan.streams:
         streamed = f"{format_size(plan.streamed_bytes)} read from disk for each token"
         rows.append(("streamed", f"{streamed}, of {format_size(plan.used_bytes)} used"))
+    if plan.sparse:
+        rows += describe_sparse(plan.sparse)
     if plan.tok_s:
         least, most = plan.tok_s
         rows.append(("speed", f"{least:.3g} to {most:.3g} tok/s, as a reply begins"))
     return rows + [("note", warning) for warning in plan.warnings]
+
+
+def describe_sparse(sparse: SparsePlan) -> list[tuple[str, str]]:
+    """(label, text) of how a model runs sparse, and why so."""
+    rows = [("sparse", how_sparse(sparse.mode).removeprefix("sparse: "))]
+    if sparse.active is not None:
+        computed = "predicted and computed" if sparse.is_lossy else "fire and are computed"
+        rows.append(
+            ("", f"{percent(sparse.active)} of {format_size(sparse.ffn_bytes)} neurons {computed}")
+        )
+    if sparse.ranks and sparse.recall is not None and sparse.false_positives is not None:
+        low, high = sparse.ranks
+        ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+        rows.append(
+            (
+                "",
+                f"predictors of {ranks}, calibrated to find {percent(sparse.recall)} of those that "
+                f"fire, and {percent(sparse.false_positives)} of the others",
+            )
+        )
+    if not sparse.window_bytes:
+        rows.append(("window", "none needed: all neurons stay in memory"))
+        return rows
+    rows.append(("window", f"{format_size(sparse.window_bytes)} for neurons used of late"))
+    if sparse.window_tokens is not None and sparse.new_bytes is not None:
+        rows[-1] = (
+            "window",
+            f"{rows[-1][1]}: of {sparse.window_tokens} tokens before the present one; "
+            f"{format_size(sparse.new_bytes)} of new ones a token",
+        )
+    rows.append(
+        (
+            "reads",
+            f"units of {sparse.unit_bytes >> 10} KiB, {sparse.readers} at once; two with at most "
+            f"{sparse.gap_bytes >> 10} KiB between them are one",
+        )
+    )
+    return rows

@@ -25,6 +25,8 @@ from flashllm.model.plan import Needs, Plan, Sizes
 from flashllm.model.plan import plan as plan_sizes
 from flashllm.model.roles import roles
 from flashllm.model.scan import neurons_at_once, scan_of
+from flashllm.model.sparse_plan import GATED_ROWS, PLAIN_ROWS, Firing
+from flashllm.model.sparse_wiring import check_sparse
 
 _DOCUMENTS = 1 << 20  # manifest and tokeniser, of which nothing is known before the conversion
 
@@ -56,14 +58,27 @@ def plan_checkpoint(
 
 
 def plan_model(folder: Path, options: LoadOptions) -> Plan:
-    """The plan of the flash model in `folder`. Raises what opening one raises, and InvalidInput."""
+    """The plan of the flash model in `folder`.
+
+    Raises what opening one raises; UnsupportedModel if it cannot run sparse; InvalidInput.
+    """
     model = read_model(folder)
     sizes = Sizes(
         weights=model.unit_bytes,
         stored=sum(entry.nbytes for entry in model.manifest.files.values()),
     )
     config = ModelConfig.from_json(model.manifest.config)
-    return _plan(folder.name, config, model.parts, model.offsets, sizes, options)
+    firing = None
+    if options.sparse:
+        check_sparse(model, config, options.sparse)
+        firing = Firing(
+            options.sparse,
+            options.window,
+            max(neurons_per_unit(model.parts).values()),
+            GATED_ROWS if config.ffn.gated else PLAIN_ROWS,
+            model.manifest.sparsity,
+        )
+    return _plan(folder.name, config, model.parts, model.offsets, sizes, options, firing)
 
 
 def plan_shape(
@@ -160,6 +175,7 @@ def _plan(
     offsets: Mapping[str, Sequence[int]],
     sizes: Sizes,
     options: LoadOptions,
+    firing: Firing | None = None,
 ) -> Plan:
     """The plan of a model of these groups: the parts of each, and where its units begin."""
     every = [part for group in parts.values() for part in group]
@@ -179,6 +195,7 @@ def _plan(
         _dtypes(every),
         budget=options.budget(sizes.weights) or machine.memory().total,
         n_ctx=options.context(config),
+        firing=firing,
     )
 
 

@@ -101,4 +101,4 @@ def _disk_curve(path: Path) -> DiskCurve | None:
         speed = read_speed_file.load(read_speed_file.file_for(path))
     except OSError:
         return None
-    return speed and speed.disk
+    return speed.disk if speed else None

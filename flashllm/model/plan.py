@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 
 from flashllm.cache.policy import Residency, Scan, pinned_scan, smallest_room
+from flashllm.cache.read_cost import READERS, read_gap
 from flashllm.model.config import ModelConfig
 from flashllm.model.memory import (
     FIXED_BYTES,
@@ -14,6 +15,7 @@ from flashllm.model.memory import (
     scratch_bytes,
     weights_room,
 )
+from flashllm.model.sparse_plan import Firing, SparsePlan, sparse_plan
 from flashllm.read_speed import ReadSpeed
 from flashllm.sizes import format_size, parse_size
 
@@ -92,8 +94,10 @@ class Plan:
     figures are those of the smallest budget.
 
     tok_s: tokens per second of a reply that begins, least and most, from what was measured of this
-    computer; None if nothing was. dtypes: those of the weights, the most frequent first. warnings:
-    what the reader should know, a sentence each.
+    computer; None if nothing was. dtypes: those of the weights, the most frequent first. sparse:
+    how it runs sparse, if it does; then streamed_bytes and used_bytes are those of a token of a
+    reply, its new neurons among them if they are known. warnings: what the reader should know, a
+    sentence each.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Plan:
     smallest_budget: int
     largest_context: int
     tok_s: tuple[float, float] | None = None
+    sparse: SparsePlan | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -152,16 +157,30 @@ class Plan:
         return self.used_bytes / (MEMORY_SHARE * rate)
 
     def with_speed(self, speed: ReadSpeed, threads: int) -> Plan:
-        """The plan with tok_s, or with a warning if the disk's part of it was not measured."""
-        disk = 0.0
+        """The plan with tok_s, or with a warning if the disk's part of it was not measured.
+
+        New neurons are read in single units, and hide behind computing those that are there: the
+        most tokens a second if all of that time does, the least if none does.
+        """
+        sparse, disk, new = self.sparse, 0.0, 0
+        if sparse:
+            sparse = dataclasses.replace(sparse, gap_bytes=read_gap(speed.disk))
+            if sparse.new_bytes is None:
+                return dataclasses.replace(self, sparse=sparse).with_warning(
+                    "no speed, because it is not known how many neurons fire; `flashllm calibrate` "
+                    "finds out"
+                )
+            new = sparse.new_bytes
         if self.streams:
             if speed.disk is None or "direct" not in speed.disk.modes:
                 return self.with_warning("no speed, because the disk could not be measured")
-            disk = self._disk_s(speed.disk.rate(self.slot_bytes, READS_AT_ONCE))
+            disk = (self.streamed_bytes - new) / speed.disk.rate(self.slot_bytes, READS_AT_ONCE)
+            if sparse and new:
+                disk += new / speed.disk.rate(sparse.unit_bytes, READERS)
         compute = self._compute_s(speed.memory_rate(threads))
         least = 1 / (disk * DISK_SPREAD + compute * MEMORY_SPREAD)
         most = 1 / max(disk / DISK_SPREAD, compute / MEMORY_SPREAD)
-        return dataclasses.replace(self, tok_s=(least, most))
+        return dataclasses.replace(self, sparse=sparse, tok_s=(least, most))
 
     def with_warning(self, text: str) -> Plan:
         """The plan with one more warning."""
@@ -173,12 +192,13 @@ class Plan:
         if not self.fits:
             return self._refusal
         speed = f": {_range(*self.tok_s)}" if self.tok_s else ""
+        sparse = f" sparse ({self.sparse.mode})" if self.sparse else ""
         if self.streams:
             streamed = format_size(self.streamed_bytes)
             total = format_size(self.total_bytes)
-            return f"runs in {total}, streaming {streamed} per token from disk{speed}"
+            return f"runs{sparse} in {total}, streaming {streamed} per token from disk{speed}"
         needed = f"needs {format_size(self.total_bytes)} of the {format_size(self.budget)} allowed"
-        return f"fits in memory, {needed}{speed}"
+        return f"fits in memory{sparse}, {needed}{speed}"
 
     @property
     def _refusal(self) -> str:
@@ -211,13 +231,20 @@ def plan(
     *,
     budget: int,
     n_ctx: int,
+    firing: Firing | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan of a model that needs this and has these sizes, within `budget` bytes in all."""
+    """The plan of a model that needs this and has these sizes, within `budget` bytes in all.
+
+    firing: how it runs sparse, if it does.
+    """
     kv = kv_bytes(needs.config, n_ctx, needs.kv_dtype)
     scratch = scratch_bytes(needs.config, needs.neurons, n_ctx) + needs.extra
     least = needs.least_room
     residency = pinned_scan(needs.scan, max(least, weights_room(budget, kv, scratch)))
+    sparse = sparse_plan(firing, residency) if firing else None
+    unused = sparse.ffn_bytes - sparse.compute_bytes if sparse else 0
+    new = sparse.new_bytes or 0 if sparse else 0
     return Plan(
         name=name,
         family=needs.config.family,
@@ -233,11 +260,12 @@ def plan(
         kv_bytes=kv,
         scratch_bytes=scratch,
         overhead_bytes=FIXED_BYTES,
-        used_bytes=sum(span.nbytes for span in needs.scan.spans),
-        streamed_bytes=residency.streamed_bytes + _looked_up(residency),
+        used_bytes=sum(span.nbytes for span in needs.scan.spans) - unused,
+        streamed_bytes=residency.streamed_bytes + _looked_up(residency) + new,
         slot_bytes=residency.slot_bytes or needs.scan.tables[0].largest,
         smallest_budget=needs.beside(n_ctx) + least,
         largest_context=needs.largest_context(budget, n_ctx),
+        sparse=sparse,
         warnings=warnings,
     )
 

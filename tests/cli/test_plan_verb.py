@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import sparse_model
 import tiny
 import tiny_hf
 
@@ -130,3 +131,32 @@ def test_bad_requests(tmp_path: Path, tiny_gguf: Path, capsys: pytest.CaptureFix
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
     assert main(["plan", str(tmp_path / "pytorch_model.bin")]) == 5
     assert "pickle" in capsys.readouterr().err
+
+
+def test_running_sparse(
+    tmp_path: Path, tiny_gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = sparse_model.write(tmp_path)
+    limit = str(sparse_model.budget(model, "predictor", 3.0))
+    flags = ["plan", str(model), "--mem", limit, "-c", str(sparse_model.N_CTX)]
+    assert main([*flags, "--sparse", "predictor"]) == 0
+    out = capsys.readouterr().out
+    for said in (
+        "sparse    predictor (lossy)",
+        "predictors of rank 64, calibrated to find 96% of those that fire, and 5% of the others",
+        "of 0 tokens before the present one",
+        "units of 4 KiB, 16 at once",
+        "runs sparse (predictor) in",
+    ):
+        assert said in out
+    assert main([*flags, "--sparse", "gate", "--window", "0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sparse"]["mode"] == "gate"
+    assert told["sparse"]["window_tokens"] == 0
+    assert told["tok_s"] is not None
+    assert main(["plan", str(model), "--mem", "4GB", "--sparse", "oracle"]) == 0
+    assert "all neurons stay in memory" in capsys.readouterr().out
+    for other in (str(tiny_gguf), "smollm2-135m-instruct"):
+        assert main(["plan", other, "--sparse", "gate"]) == 2
+        assert "convert --codec row" in capsys.readouterr().err
+    assert main([*flags, "--window", "3"]) == 2
