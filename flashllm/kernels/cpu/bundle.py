@@ -21,14 +21,17 @@ from flashllm.kernels.simd import (
     load_f32,
     load_float,
     load_int,
-    prefetch,
     splat,
     store_float,
 )
 
 _AHEAD = 2
 """Neurons between the one computed and the one prefetched: records are too short for the hardware
-prefetcher to run ahead; without software prefetch the kernel reached half its rate."""
+prefetcher to run ahead; without software prefetch the kernel reached half its rate.
+
+Lines are asked for as their counterparts are used. Measured on 1,600 of 16,384 neurons of 4096,
+one thread, share of the read bandwidth, with a neuron's lines asked for at once and so: f16 0.58
+and 0.76, q8 with gates 0.48 and 0.60, q4 0.31 and 0.41."""
 
 
 @jit.inline
@@ -39,42 +42,53 @@ def _row_hidden(fmt, args, rows, thread, threads):
     table, count, part, width, h, h_stride = unpack(args + 40, 6)
     function, threshold, up_relu, gated = unpack(args + 88, 4)
     bias, step, up_bias, up_step = unpack(args + 120, 4)
-    inputs = (2 if gated else 1) * part
     first, last = share(load_int(count), thread, threads)
     for n in range(first, last):
         neuron = load_int(table + 8 * n)
         ahead = load_int(table + 8 * min(n + _AHEAD, last - 1))
-        for line in range(0, inputs, 64):
-            prefetch(ahead + line)
         b, up_b = load_float(bias + step * n), load_float(up_bias + up_step * n)
         for t in range(rows):
-            y = float32(row_dot(fmt, neuron, x, t, width) + b)
+            y = float32(row_dot(fmt, neuron, ahead, x, t, width) + b)
             active = first_lane(activate(splat(y), function, threshold))
             if gated:
-                u = float32(row_dot(fmt, neuron + part, x, t, width) + up_b)
+                u = float32(row_dot(fmt, neuron + part, ahead + part, x, t, width) + up_b)
                 active *= max(u, float32(0.0)) if up_relu else u
             store_float(h + 4 * (t * h_stride + n), active)
 
 
 @jit.inline
+def _next_firing(h, stride, rows, n, neurons):
+    """The first neuron from n on that is not 0 for every token; `neurons` or more if none is."""
+    while n < neurons:
+        for t in range(rows):
+            if load_float(h + 4 * (t * stride + n)) != 0.0:
+                return n
+        n += 1
+    return n
+
+
+@jit.inline
 def _row_down(fmt, args, rows, thread, threads):
     """out[t] (+)= bias + sum over the same neurons, in the table's order, of h[t, n] * down_n."""
-    h, h_stride, table, count, skip, part, width, out, stride = unpack(args, 9)
-    accumulate, bias, step = unpack(args + 72, 3)
+    h, h_stride, table, count, skip, width, out, stride = unpack(args, 8)
+    accumulate, bias, step = unpack(args + 64, 3)
     neurons = load_int(count)
     first, last = share(width >> 6, thread, threads)
     for t in range(rows):
         for p in range(4 * first, 4 * last):
             put(out + 4 * (t * stride + 16 * p), load_f32(bias + step * p), accumulate)
-    for n in range(neurons):
+    n = _next_firing(h, h_stride, rows, 0, neurons)
+    after = _next_firing(h, h_stride, rows, n + 1, neurons)
+    while n < neurons:
+        later = _next_firing(h, h_stride, rows, after + 1, neurons)
         column = load_int(table + 8 * n) + skip
-        ahead = load_int(table + 8 * min(n + _AHEAD, neurons - 1)) + skip
-        for line in range(part * first // (width >> 6), part * last // (width >> 6), 64):
-            prefetch(ahead + line)
+        ahead = load_int(table + 8 * (later if later < neurons else n)) + skip
         for t in range(rows):
             active = load_float(h + 4 * (t * h_stride + n))
             if active != 0.0:
-                add_column(fmt, column, active, out + 4 * t * stride, 64 * first, 64 * last, width)
+                y = out + 4 * t * stride
+                add_column(fmt, column, ahead, active, y, 64 * first, 64 * last, width)
+        n, after = after, later
 
 
 @jit.op

@@ -289,6 +289,5 @@ class CPUProgram(Program):
         self, h: Activations, ffn: RowFFN, bias: Floats | None, accumulate: bool, out: Floats
     ) -> Encoded:
         words = [*rows(h.values), address(ffn.table), self._count(ffn), ffn.input_bytes]
-        words += [ffn.part_bytes]
         words += [padded(ffn.width), *rows(out), int(accumulate), *self._bias_words(bias, 64)]
         return pick(bundle, "row_down", ffn.dtype), words
