@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flashllm.cli.figures import how_sparse, percent
 from flashllm.cli.options import EngineOptions, engine_options, existing_file, json_option
 from flashllm.cli.report import Report
 from flashllm.errors import InvalidInput
+from flashllm.sizes import format_size
 
 if TYPE_CHECKING:
+    from flashllm.generate import score
     from flashllm.generate.loop import Decoder
     from flashllm.model.options import LoadOptions
 
@@ -32,6 +36,9 @@ def command(file: str | None, engine: EngineOptions, against: str | None, as_jso
 
     With --against, also how far the predictions are from others: the Kullback-Leibler divergence,
     and how often both find the same token most likely. A golden file brings its own text.
+
+    With --sparse, the same against the model with all its neurons, and what each token computes and
+    reads: tokens are then taken one by one, as in a reply.
     """
     golden = existing_file(against) if against and against != "reference" else None
     if (file is None) == (golden is None):
@@ -66,14 +73,54 @@ def evaluate(
             tokens = Tokenizer.from_dir(path).encode(text)
             size = min(engine.load.n_ctx or score.DEFAULT_WINDOW, decoder.config.context_length)
             windows = score.split_windows(len(tokens), size)
-            if reference:
+            if engine.load.sparse and not reference:
+                found = against_dense(engine, decoder, tokens, windows, report)
+            elif reference:
                 found = against_reference(path, engine, decoder, tokens, windows, report)
             else:
                 found = score.perplexity(decoder, tokens, windows, report.progress)
     finally:
         decoder.close()
-    how = {"backend": engine.load.backend, "kv_dtype": decoder.kv_dtype}
-    return {"model": path.name, **how, **dataclasses.asdict(found)}
+    how = {
+        "backend": engine.load.backend,
+        "kv_dtype": decoder.kv_dtype,
+        "sparse": engine.load.sparse,
+        "window": engine.load.window,
+    }
+    calibrated = calibration(path) if engine.load.sparse == "predictor" else {}
+    return {"model": path.name, **how, **dataclasses.asdict(found), **calibrated}
+
+
+def against_dense(
+    engine: EngineOptions,
+    decoder: Decoder,
+    tokens: list[int],
+    windows: list[tuple[int, int]],
+    report: Report,
+) -> score.SparseComparison:
+    """`decoder`, which runs sparse, compared with itself when it computes all neurons."""
+    from flashllm.generate import score
+    from flashllm.model.memory import kv_bytes
+
+    contexts = 2 * max((end - start for start, end in windows), default=0)
+    if contexts > engine.load.context(decoder.config):  # beside which weights were planned
+        kv = kv_bytes(decoder.config, contexts, decoder.kv_dtype)
+        decoder.fit(decoder.budget, kv=kv, taken=0, on_progress=report.bytes)
+    return score.compare_dense(decoder, tokens, windows, report.progress)
+
+
+def calibration(path: Path) -> dict[str, Any]:
+    """What predictors reached on the text held out from their calibration, means over layers."""
+    from flashllm.flash.format import read_model
+
+    sparsity = read_model(path).manifest.sparsity
+    if sparsity is None:
+        return {}
+    names = ("recall", "false_positives")
+    return {
+        f"calibrated_{name}": statistics.fmean(layer[name] for layer in sparsity["layers"])
+        for name in names
+    }
 
 
 def against_reference(
@@ -87,7 +134,9 @@ def against_reference(
     """`decoder` compared with the reference backend on the same weights."""
     from flashllm.generate import score
 
-    options = dataclasses.replace(engine.load, backend="reference", kv_dtype=None)
+    options = dataclasses.replace(
+        engine.load, backend="reference", kv_dtype=None, sparse=None, window=None
+    )
     reference = load(path, options, report)
     try:
         report.message("evaluating both (the reference is slow)")
@@ -113,12 +162,24 @@ def describe(results: dict[str, Any]) -> list[str]:
     """The figures for human eyes."""
     how = f"{results['backend']}, keys and values in {results['kv_dtype']}"
     lines = [f"{results['model']} ({how}), {results['tokens']} predictions"]
+    if results["sparse"]:
+        lines.append(how_sparse(results["sparse"]))
     lines.append(f"perplexity       {results['perplexity']:.4f}")
     if "mean_kl" in results:
         if results["reference_perplexity"]:
-            lines[-1] += f", reference {results['reference_perplexity']:.4f}"
+            name = "all neurons" if "active_share" in results else "reference"
+            lines[-1] += f", {name} {results['reference_perplexity']:.4f}"
         lines.append(
             f"KL divergence    {results['mean_kl']:.3g} mean, {results['max_kl']:.3g} most"
         )
         lines.append(f"top-1 agreement  {100 * results['top1_agreement']:.2f} %")
+    if "active_share" in results:
+        read = format_size(results["neurons_read_per_token"])
+        lines.append(f"active neurons   {100 * results['active_share']:.2f} %")
+        lines.append(f"new neurons      {read} read for a token")
+    if "calibrated_recall" in results:
+        lines.append(
+            f"when calibrated  recall {percent(results['calibrated_recall'])}, false positives "
+            f"{percent(results['calibrated_false_positives'])}"
+        )
     return lines

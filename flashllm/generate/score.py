@@ -12,16 +12,17 @@ import numpy.typing as npt
 from flashllm.errors import EngineError, InvalidInput
 from flashllm.generate.golden import Golden, Window
 from flashllm.generate.loop import Decoder
+from flashllm.layers.sparse_ffn import SPARSE_ROWS, SparseCounts
 
 Progress = Callable[[int, int], None]
 Floats = npt.NDArray[np.float64]
 
 DEFAULT_WINDOW = 512
 _LOGITS = 1 << 22
-_MOST_ROWS, _LEAST_ROWS = 128, 8
-"""Tokens of a step are as many as have about so many logits, within these bounds: each step may
-read all weights from flash."""
-"""Tokens whose logits are held at once: 32 rows of a vocabulary of 128k are 32 MB of float64."""
+_MOST_ROWS, _LEAST_ROWS = 128, 2 * SPARSE_ROWS
+"""Tokens whose logits are held at once are as many as have about so many, within these bounds: 32
+rows of a vocabulary of 128k are 32 MB of float64. They are a step, which may read all weights from
+flash; or, of a model that runs sparse, a step each, as in a reply."""
 
 _RESOLUTION = 1e-7
 """A probability sum of float32 terms is not known better than this."""
@@ -50,6 +51,18 @@ class Comparison:
     perplexity: float
     reference_perplexity: float | None
     tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseComparison(Comparison):
+    """How far a sparse model's predictions are from its own with all neurons, the reference's.
+
+    active_share: of the neurons, those computed for a token. neurons_read_per_token: bytes of
+    neurons read for one, those read in vain included.
+    """
+
+    active_share: float
+    neurons_read_per_token: float
 
 
 def split_windows(count: int, size: int = DEFAULT_WINDOW) -> list[Window]:
@@ -106,18 +119,43 @@ def compare(
 ) -> Comparison:
     """`decoder` against another one, whose predictions are the truth. KL is exact."""
     text = np.asarray(tokens, dtype=np.int32)
-    divergences, agreements, losses, reference_losses = [], [], [], []
-    pairs = zip(
+    return _compare(
         _predictions(decoder, text, windows, on_progress),
         _predictions(reference, text, windows, None),
-        strict=True,
+        text,
     )
-    for (at, ours), (_, theirs) in pairs:
-        divergences.append((np.exp(theirs) * (theirs - ours)).sum(axis=1))
-        agreements.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
-        losses.append(_losses(text, at, ours))
-        reference_losses.append(_losses(text, at, theirs))
-    return _comparison(divergences, agreements, losses, _score(reference_losses).perplexity)
+
+
+def compare_dense(
+    decoder: Decoder,
+    tokens: Sequence[int],
+    windows: Sequence[Window],
+    on_progress: Progress | None = None,
+) -> SparseComparison:
+    """A decoder that runs sparse against itself with all neurons, which longer steps compute.
+
+    Tokens pass it one by one, as in a reply, and then many at once: windows of at most SPARSE_ROWS
+    tokens are left out. Raises InvalidInput if there is no longer one, or it does not run sparse.
+    """
+    text = np.asarray(tokens, dtype=np.int32)
+    longer = [(start, end) for start, end in windows if end - start > SPARSE_ROWS]
+    before, at_first = decoder.sparse_counts, decoder.traffic
+    if before is None:
+        raise InvalidInput("the model does not run sparse; say which way (--sparse)")
+    if not longer:
+        raise InvalidInput(f"the text is too short; at least {SPARSE_ROWS + 1} tokens are needed")
+    found = _compare(
+        _predictions(decoder, text, longer, on_progress, least=SPARSE_ROWS + 1),
+        _predictions(decoder, text, longer, None, at_once=True, least=SPARSE_ROWS + 1),
+        text,
+    )
+    counts = (decoder.sparse_counts or SparseCounts()) - before
+    read = (decoder.traffic - at_first).neuron_bytes
+    return SparseComparison(
+        **dataclasses.asdict(found),
+        active_share=counts.active_share or 0.0,
+        neurons_read_per_token=read / max(1, counts.tokens),
+    )
 
 
 def _predictions(
@@ -125,26 +163,54 @@ def _predictions(
     tokens: npt.NDArray[np.int32],
     windows: Sequence[Window],
     on_progress: Progress | None,
+    *,
+    at_once: bool = False,
+    least: int = 1,
 ) -> Iterator[tuple[range, Floats]]:
     """For stretches of each window: where it is, and log-probabilities [rows, vocab] after it.
 
     The range runs from the stretch's first token to the end of its window; rows are for the first
-    tokens of it.
+    tokens of it. A model that runs sparse takes them one by one, unless `at_once`. A stretch has
+    at least `least` tokens, if its window does.
     """
     total, done = sum(end - start for start, end in windows), 0
     rows = _rows(decoder.config.vocab_size)
+    one_by_one = decoder.sparse_counts is not None and not at_once
     sequence = decoder.new_sequence(max((end - start for start, end in windows), default=1))
     try:
         for start, end in windows:
             sequence.truncate(0)
-            for at in range(start, end, rows):
-                piece = tokens[at : min(at + rows, end)]
-                yield range(at, end), _log_softmax(decoder.step(sequence, piece, logits="all"))
+            at = start
+            while at < end:
+                stop = end if end - at - rows < least else at + rows
+                piece = tokens[at:stop]
+                if one_by_one:
+                    steps = [decoder.step(sequence, [token], logits="all") for token in piece]
+                    logits = np.concatenate(steps)
+                else:
+                    logits = decoder.step(sequence, piece, logits="all")
+                yield range(at, end), _log_softmax(logits)
+                at = stop
                 done += len(piece)
                 if on_progress is not None:
                     on_progress(done, total)
     finally:
         sequence.close()
+
+
+def _compare(
+    predictions: Iterator[tuple[range, Floats]],
+    references: Iterator[tuple[range, Floats]],
+    text: npt.NDArray[np.int32],
+) -> Comparison:
+    """Predictions against references of the same stretches of the text."""
+    divergences, agreements, losses, reference_losses = [], [], [], []
+    for (at, ours), (_, theirs) in zip(predictions, references, strict=True):
+        divergences.append((np.exp(theirs) * (theirs - ours)).sum(axis=1))
+        agreements.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
+        losses.append(_losses(text, at, ours))
+        reference_losses.append(_losses(text, at, theirs))
+    return _comparison(divergences, agreements, losses, _score(reference_losses).perplexity)
 
 
 def scratch_bytes(vocab: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import sparse_model
 import tiny
 
 from flashllm.cli.main import main
@@ -284,3 +285,46 @@ def test_bench(
     assert fail(capsys, "bench", "-m", model, "-p", "8", "-t", "0")[0] == 2
     assert "context" in fail(capsys, "bench", "-m", model, "-p", "500", "-t", "1")[1]
     assert "-c 9" in fail(capsys, "bench", "-m", model, "-p", "8", "-n", "4", "-c", "9")[1]
+
+
+def test_eval_sparse_compares_with_all_neurons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(sparse_model.write(tmp_path))
+    (tmp_path / "text").write_text(tiny.CORPUS)
+    flags = ["eval", str(tmp_path / "text"), "-m", model, "-c", "40", "--sparse"]
+    exact = json.loads(succeed(capsys, *flags, "gate", "--json"))
+    assert exact["sparse"] == "gate"
+    assert (exact["mean_kl"], exact["top1_agreement"]) == (0.0, 1.0)
+    assert exact["perplexity"] == exact["reference_perplexity"]
+    assert 0.3 < exact["active_share"] < 0.7
+    dense = json.loads(succeed(capsys, *flags[:-1], "--json"))
+    assert dense["sparse"] is None
+    assert dense["perplexity"] == pytest.approx(
+        exact["perplexity"], rel=0.05
+    )  # but a tail's tokens
+    limit = str(sparse_model.budget(Path(model), "predictor", 2.0))
+    lossy = json.loads(succeed(capsys, *flags, "predictor", "--mem", limit, "--json"))
+    assert exact["active_share"] < lossy["active_share"] < exact["active_share"] + 0.1
+    assert lossy["neurons_read_per_token"] > 0
+    assert lossy["calibrated_recall"] == pytest.approx(sparse_model.RECALL)
+    assert lossy["perplexity"] == pytest.approx(lossy["reference_perplexity"], rel=0.01)
+    told = succeed(capsys, *flags, "predictor", "--window", "0", "--mem", limit)
+    assert "sparse: predictor (lossy)" in told
+    assert "all neurons" in told
+    assert "when calibrated  recall 96%" in told
+
+
+def test_run_sparse_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(sparse_model.write(tmp_path, calibrated=False))
+    flags = ["run", "-m", model, "-p", "hello", "--temp", "0", "-n", "6", "-c", "64"]
+    dense = succeed(capsys, *flags)
+    assert main([*flags, "--sparse", "gate", "--stats"]) == 0
+    told = capsys.readouterr()
+    assert told.out == dense
+    assert "sparse: gate (exact) · active " in told.err
+    facts = json.loads(succeed(capsys, *flags, "--sparse", "oracle", "--json"))
+    assert facts["sparse"] == "oracle"
+    assert 0.3 < facts["stats"]["active_share"] < 0.7
+    assert fail(capsys, *flags, "--sparse", "predictor")[0] == 5
+    assert fail(capsys, *flags, "--window", "3")[0] == 2
