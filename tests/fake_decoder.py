@@ -141,6 +141,9 @@ class FakeDecoder:
     def least_budget(self, *, kv: int, taken: int) -> int:
         return FIXED_BYTES + self.resident_bytes + kv + taken
 
+    def keep_rows(self, rows: int) -> None:
+        self.kept_rows = rows
+
     def close(self) -> None:
         self.closed = True
 

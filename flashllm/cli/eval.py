@@ -43,6 +43,8 @@ def command(file: str | None, engine: EngineOptions, against: str | None, as_jso
     golden = existing_file(against) if against and against != "reference" else None
     if (file is None) == (golden is None):
         raise InvalidInput("name a text file to read; only a golden file brings its own text")
+    if engine.load.draft is not None:
+        raise InvalidInput("a draft guesses what replies say, and eval reads; leave out --draft")
     text = existing_file(file).read_text(encoding="utf-8", errors="replace") if file else ""
     with Report(quiet=as_json) as report:
         results = evaluate(engine, text, golden, against == "reference", report)

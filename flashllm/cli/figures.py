@@ -26,6 +26,7 @@ def reply_line(stats: Stats, sparse: Sparse | None = None) -> str:
         f"hit {percent(stats.hit_rate)}",
         *([f"read {format_size(stats.weights_read_per_token)}/tok"] if _streams(stats) else []),
         f"wrote {'?' if stats.bytes_written is None else format_size(stats.bytes_written)}",
+        *([_guesses(stats)] if stats.guessed_tokens else []),
         *([how_sparse(sparse), *_sparse_parts(stats)] if sparse else []),
     ]
     return " · ".join(parts)
@@ -149,6 +150,10 @@ def memory_lines(llm: LLM) -> str:
         ("KV cache", f"{format_size(llm.kv_bytes)} of {llm.kv_dtype} once the context is full"),
     ]
     return "\n".join(f"{label:<16} {text}" for label, text in rows)
+
+
+def _guesses(stats: Stats) -> str:
+    return f"{stats.accepted_tokens} of {stats.guessed_tokens} guesses right"
 
 
 def _streams(stats: Stats) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from flashllm import api
@@ -14,11 +15,13 @@ from flashllm.llm import LLM, Session
 
 def open_llm(path: Path, options: EngineOptions, report: Report) -> LLM:
     """The model in the folder `path`, in memory. Raises what loading raises."""
-    say_if_compiling(options.load.backend, report)
+    load = options.load
+    if load.draft is not None:
+        draft = locate(str(load.draft), options.offline, report)
+        load = dataclasses.replace(load, draft=draft)
+    say_if_compiling(load.backend, report)
     report.stage("loading")
-    llm = LLM.open(
-        path, on_progress=report.bytes, on_message=report.message, **options.load.arguments()
-    )
+    llm = LLM.open(path, on_progress=report.bytes, on_message=report.message, **load.arguments())
     if llm.io_fallback:
         report.message(llm.io_fallback)
     if llm.sparse:

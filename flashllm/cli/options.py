@@ -12,7 +12,7 @@ import click
 
 from flashllm.errors import InvalidInput
 from flashllm.hub.manifests import DEFAULT_MODEL
-from flashllm.model.options import LoadOptions
+from flashllm.model.options import MOST_GUESSES, LoadOptions
 from flashllm.sizes import parse_size
 
 Command = Callable[..., Any]
@@ -113,6 +113,20 @@ _WINDOW = click.option(
     help="With --sparse, keep neurons in memory for N tokens after they fired, at most. [default: "
     "as long as there is room]",
 )
+_DRAFT = click.option(
+    "--draft",
+    default=None,
+    metavar="MODEL",
+    help="A small model with the same tokeniser: it guesses tokens, which the model checks several "
+    "at once. Replies are the same, and come faster where reading weights takes longest.",
+)
+_DRAFT_TOKENS = click.option(
+    "--draft-tokens",
+    type=click.IntRange(1, MOST_GUESSES),
+    default=4,
+    metavar="N",
+    help="With --draft, tokens to guess at a time; with --sparse up to 7. [default: 4]",
+)
 _OFFLINE = click.option(
     "--offline",
     is_flag=True,
@@ -141,6 +155,8 @@ _ENGINE = (
     _OFFLINE,
     _KV_DTYPE,
     _IO,
+    _DRAFT,
+    _DRAFT_TOKENS,
     _SPARSE,
     _WINDOW,
 )
@@ -211,6 +227,7 @@ def engine_options(command: Command) -> Command:
         return EngineOptions(model, offline, LoadOptions(mem, ctx_size, **others))
 
     names = ["model", "offline", "mem", "ctx_size", "threads", "backend", "kv_dtype", "io"]
+    names += ["draft", "draft_tokens"]
     names += ["sparse", "window"]
     return _gather(command, _ENGINE, "engine", make, names)
 

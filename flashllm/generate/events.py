@@ -31,6 +31,9 @@ class Stats:
     rss_bytes: memory of the whole process, of which the system could drop all but private_bytes.
     mem_budget: bytes that those may be, None for no limit. bytes_read, bytes_written: the process's
     disk traffic during the reply, None where the system does not count it.
+
+    guessed_tokens: by a draft model, of which accepted_tokens were right. draft_s: seconds that the
+    draft took, which other figures do not count.
     """
 
     ttft_s: float | None
@@ -55,6 +58,9 @@ class Stats:
     mem_budget: int | None
     bytes_read: int | None
     bytes_written: int | None
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
+    draft_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,15 @@ class Decoder(Stepper, Protocol):
         self, budget: int | None, *, kv: int, taken: int, on_progress: Callable[[int, int], None]
     ) -> None: ...
     def least_budget(self, *, kv: int, taken: int) -> int: ...
+    def keep_rows(self, rows: int, /) -> None: ...
     def close(self) -> None: ...
+
+
+class Draft(Protocol):
+    """Guesses what comes next, never the end, and is told how many of its guesses were right."""
+
+    def guess(self, most: int, /) -> Sequence[int]: ...
+    def judge(self, guessed: int, accepted: int, /) -> None: ...
 
 
 def generate_ids(
@@ -92,29 +100,54 @@ def generate_ids(
     max_tokens: int | None,
     on_prefill: OnLayer,
     on_layer: OnLayer,
+    draft: Draft | None = None,
 ) -> Generator[int, None, Reason]:
     """Append `prompt` (at least one token) to `sequence`, then yield the tokens of the reply.
 
     A token in `ends` ends the reply and is not yielded. The last token yielded is not in the
-    sequence yet. on_prefill and on_layer watch the steps of prompt and reply; either may raise
-    Cancelled, which leaves the sequence valid up to its length.
+    sequence yet when the generator ends. on_prefill and on_layer watch the steps of prompt and
+    reply; either may raise Cancelled, which leaves the sequence valid up to its length. draft:
+    guesses tokens that a step checks with the one before; it changes neither tokens nor sequence.
     """
-    made = 0
+    guesses: Sequence[int] = ()
+    known, made = sequence.length + len(prompt), 0
     try:
         logits = decoder.step(sequence, prompt, logits="last", on_layer=on_prefill)
         while True:
-            token = sampler.sample(logits[-1])
-            if token in ends:
-                return "stop"
-            yield token
-            made += 1
-            if made == max_tokens:
-                return "length"
+            tokens = _sampled(logits, guesses, sampler)
+            sequence.truncate(known + len(tokens) - 1)
+            if draft is not None:
+                draft.judge(len(guesses), len(tokens) - 1)
+            for token in tokens:
+                if token in ends:
+                    return "stop"
+                yield token
+                made += 1
+                if made == max_tokens:
+                    return "length"
+                known += 1
             if sequence.length >= sequence.n_ctx:
                 return "context"
-            logits = decoder.step(sequence, [token], logits="last", on_layer=on_layer)
+            if draft is not None:
+                left = sequence.n_ctx if max_tokens is None else max_tokens - made - 1
+                guesses = draft.guess(min(left, sequence.n_ctx - known))
+            logits = decoder.step(sequence, [token, *guesses], logits="all", on_layer=on_layer)
     except Cancelled:
         return "cancelled"
+    finally:
+        sequence.truncate(min(sequence.length, known))
+
+
+def _sampled(
+    logits: npt.NDArray[np.float32], guesses: Sequence[int], sampler: Sampler
+) -> list[int]:
+    """The tokens that logits [guesses + 1, vocabulary] give: right guesses, and one more."""
+    tokens: list[int] = []
+    for row, guess in zip(logits, [*guesses, None], strict=True):
+        tokens.append(sampler.sample(row))
+        if tokens[-1] != guess:
+            break
+    return tokens
 
 
 def generate_text(

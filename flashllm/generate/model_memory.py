@@ -28,15 +28,22 @@ _open: weakref.WeakSet[ModelMemory] = weakref.WeakSet()
 class ModelMemory:
     """The memory of one model, within the budget of the whole process.
 
-    There is always room for one session of n_ctx tokens. follows: whether the budget is to follow
+    There is always room for one session of n_ctx tokens. draft: a model that belongs to it, which
+    neither shrinks nor grows. follows: whether the budget is to follow
     what other programs leave; on_message then says when it changes.
     """
 
     def __init__(
-        self, decoder: Decoder, n_ctx: int, follows: bool, on_message: Callable[[str], None]
+        self,
+        decoder: Decoder,
+        n_ctx: int,
+        follows: bool,
+        on_message: Callable[[str], None],
+        draft: Decoder | None = None,
     ) -> None:
         self.follows = follows
         self._decoder = decoder
+        self._draft = draft
         self._on_message = on_message
         self._reserved = self._kv_bytes(n_ctx)
         self._states: set[SessionState] = set()
@@ -58,7 +65,7 @@ class ModelMemory:
 
         What closed sessions took counts until the weights grow into it.
         """
-        beside = max(self._beside, self._fitted[1])
+        beside = max(self._beside, self._fitted[1]) + self._draft_bytes
         return self._decoder.resident_bytes + self._decoder.scratch_bytes + beside
 
     @property
@@ -143,8 +150,13 @@ class ModelMemory:
 
     @property
     def _taken(self) -> int:
-        """What other models hold."""
-        return sum(other.nbytes for other in list(_open) if other is not self)
+        """What other models hold, the draft included."""
+        return self._draft_bytes + sum(other.nbytes for other in list(_open) if other is not self)
+
+    @property
+    def _draft_bytes(self) -> int:
+        """Memory of the draft's weights and buffers."""
+        return self._draft.resident_bytes + self._draft.scratch_bytes if self._draft else 0
 
     def _make_room(self) -> None:
         """Fit what is counted now in the budget; in one that follows the system's, as it is now."""
@@ -169,12 +181,18 @@ class ModelMemory:
             raise
 
     def _kv_bytes(self, n_ctx: int) -> int:
-        return kv_bytes(self._decoder.config, n_ctx, self._decoder.kv_dtype)
+        own = kv_bytes(self._decoder.config, n_ctx, self._decoder.kv_dtype)
+        return own + (draft_kv_bytes(self._draft, n_ctx) if self._draft else 0)
 
     def _say(self, why: str) -> None:
         watch.changed()
         if self._decoder.budget is not None:
             self._on_message(f"{why}: using {format_size(self._decoder.budget)} now.")
+
+
+def draft_kv_bytes(draft: Decoder, n_ctx: int) -> int:
+    """Memory of a draft's keys and values in a session of n_ctx tokens."""
+    return kv_bytes(draft.config, min(n_ctx, draft.config.context_length), draft.kv_dtype)
 
 
 def committed() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -9,14 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flashllm import heap
-from flashllm.errors import Cancelled, CorruptModel, ModelIOError, ModelNotFound
+from flashllm.errors import Cancelled, CorruptModel, InvalidInput, ModelIOError, ModelNotFound
+from flashllm.generate.drafting import DraftModel
 from flashllm.generate.engine import Engine
 from flashllm.generate.loop import Decoder
+from flashllm.generate.model_memory import draft_kv_bytes
 from flashllm.generate.prompt import PromptEncoder
 from flashllm.generate.session import ChatModel
 from flashllm.generate.template import ChatTemplate, read_template
 from flashllm.generate.tokenizer import Tokenizer
-from flashllm.model.loader import load_decoder
+from flashllm.model.loader import describe, load_decoder
 from flashllm.model.options import Backend, LoadOptions
 
 Progress = Callable[[int, int], None]
@@ -42,17 +45,61 @@ def open_model(
     heap.trim()
     prompts = _prompts(folder, tokenizer)
 
-    def load(progress: Progress) -> Decoder:
-        return load_decoder(folder, options, taken=taken, on_progress=progress)
+    draft, held = None, 0
+    if options.draft is not None:
+        draft, held = _open_draft(folder, tokenizer, engine, options, taken)
 
-    decoder = _load(engine, load, on_progress)
+    def load(progress: Progress) -> Decoder:
+        return load_decoder(folder, options, taken=taken + held, on_progress=progress)
+
+    try:
+        decoder = _load(engine, load, on_progress)
+    except BaseException:
+        if draft is not None:
+            engine.call(draft.decoder.close)
+        raise
+    model = ChatModel(decoder, tokenizer, prompts, identity, draft)
     if tokenizer.vocab_size > decoder.config.vocab_size:
-        engine.call(decoder.close)
+        engine.call(model.close)
         raise CorruptModel(
             f"{folder}: the tokeniser has {tokenizer.vocab_size} tokens but the model only "
             f"{decoder.config.vocab_size}; convert it again"
         )
-    return ChatModel(decoder, tokenizer, prompts, identity)
+    return model
+
+
+def _open_draft(
+    folder: Path, tokenizer: Tokenizer, engine: Engine, options: LoadOptions, taken: int
+) -> tuple[DraftModel, int]:
+    """The draft of the model in `folder`, and what it holds of memory beside it, in bytes.
+
+    It takes its part of the budget before the model does, because it runs several times a step.
+    Raises as open_model does; InvalidInput for a draft of another kind of text.
+    """
+    path = Path(options.draft or "")
+    config, weights = describe(folder)
+    n_ctx = options.context(config)
+    own = dataclasses.replace(
+        options,
+        mem_budget=options.budget(weights),
+        n_ctx=min(n_ctx, describe(path)[0].context_length),
+        sparse=None,
+        window=None,
+        draft=None,
+    )
+    if not Tokenizer.from_dir(path).resembles(tokenizer):
+        raise InvalidInput(
+            f"{path}: its tokens are not those of {folder}; choose a smaller model of the same "
+            "family as draft"
+        )
+    heap.trim()
+
+    def load(progress: Progress) -> Decoder:
+        return load_decoder(path, own, taken=taken, on_progress=progress)
+
+    decoder = _load(engine, load, None)
+    held = decoder.resident_bytes + decoder.scratch_bytes + draft_kv_bytes(decoder, n_ctx)
+    return DraftModel(decoder, options.draft_tokens), held
 
 
 def _load(

@@ -39,7 +39,11 @@ class Service:
         self.model = model
         self.name = name
         self.memory = ModelMemory(
-            model.decoder, n_ctx, follows_memory, on_message or (lambda text: None)
+            model.decoder,
+            n_ctx,
+            follows_memory,
+            on_message or (lambda text: None),
+            model.draft.decoder if model.draft else None,
         )
         self._replies: set[ReplyChannel] = set()
         self._lock = threading.Lock()

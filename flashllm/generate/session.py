@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Sequence
 from itertools import takewhile
 
 from flashllm.errors import ContextFull, InvalidInput
+from flashllm.generate.drafting import DraftContext, DraftModel, ReplyDraft
 from flashllm.generate.events import Done, Event, Prefill, Token
-from flashllm.generate.loop import Decoder, KVSequence, generate_ids, generate_text
+from flashllm.generate.loop import Decoder, KVSequence, OnLayer, generate_ids, generate_text
 from flashllm.generate.meter import Meter
 from flashllm.generate.prompt import PromptEncoder
 from flashllm.generate.sampling import Sampler, SamplingParams
@@ -21,17 +22,21 @@ class ChatModel:
     """What sessions share: a model with its words.
 
     prompts: None for a model without a chat template. identity: names the exact weights and
-    arithmetic, so that a saved KV cache is restored only where it fits.
+    arithmetic, so that a saved KV cache is restored only where it fits. draft: guesses tokens, for
+    speculative decoding.
     """
 
     decoder: Decoder
     tokenizer: Tokenizer
     prompts: PromptEncoder | None
     identity: str
+    draft: DraftModel | None = None
 
     def close(self) -> None:
         """Free the weights, and end the chat template's process if it has one."""
         self.decoder.close()
+        if self.draft is not None:
+            self.draft.decoder.close()
         if self.prompts is not None:
             self.prompts.close()
 
@@ -66,6 +71,7 @@ class SessionState:
         self.n_ctx = n_ctx
         self.messages = tuple(messages)
         self._sequence: KVSequence | None = None
+        self._draft: DraftContext | None = None
         self._submitted: list[int] = []
 
     @property
@@ -89,6 +95,9 @@ class SessionState:
         if self._sequence is not None:
             self._sequence.close()
             self._sequence = None
+        if self._draft is not None:
+            self._draft.close()
+            self._draft = None
 
     def ask(self, text: str, call: Call) -> Generator[Event, None, None]:
         """Reply to the user's next message: Token events, then Done.
@@ -168,6 +177,7 @@ class SessionState:
             meter.count(token)
             self._submitted.append(token)
 
+        draft = self._drafted(lambda done, total: call.check())
         ids = generate_ids(
             meter,
             self.sequence,
@@ -177,6 +187,7 @@ class SessionState:
             max_tokens=call.params.max_tokens,
             on_prefill=on_prefill,
             on_layer=lambda done, total: call.check(),
+            draft=draft,
         )
         try:
             reason = yield from generate_text(ids, words, call.params.stop, on_token)
@@ -184,7 +195,24 @@ class SessionState:
             self.sequence.truncate(0)  # what failed may have left nonsense in the cache
             raise
         length = self.sequence.length
-        yield Done(meter.stats(seed=sampler.seed, context_tokens=length, n_ctx=self.n_ctx), reason)
+        stats = meter.stats(seed=sampler.seed, context_tokens=length, n_ctx=self.n_ctx)
+        if draft is not None:
+            stats = dataclasses.replace(
+                stats,
+                guessed_tokens=draft.guessed,
+                accepted_tokens=draft.accepted,
+                draft_s=draft.seconds,
+            )
+        yield Done(stats, reason)
+
+    def _drafted(self, on_layer: OnLayer) -> ReplyDraft | None:
+        """Guesses for a reply to what is submitted, if the model has a draft."""
+        model = self.model
+        if model.draft is None:
+            return None
+        if self._draft is None:
+            self._draft = DraftContext(model.draft, model.decoder, self.n_ctx)
+        return ReplyDraft(self._draft, self._submitted, model.tokenizer.eos_ids, on_layer)
 
     def _rewind(self, prompt: list[int]) -> int:
         """Keep of the cache what `prompt` begins with, and say how many tokens that is.

@@ -181,7 +181,7 @@ class SparseFeedForward:
         rows = self._s.step.kept_rows
         if rows >= len(fires):
             return None
-        first: NDArray[np.bool_] = fires[:rows, ids].any(axis=0)
+        first: NDArray[np.bool_] = np.logical_or.reduce(fires[:rows, ids], axis=0)
         if isinstance(unit_of, slice):
             return first
         kept = np.zeros(units, np.bool_)

@@ -35,6 +35,15 @@ KV_DTYPES: dict[str, np.dtype[Any]] = {
 """Dtypes keys and values may be kept in."""
 
 
+def describe(path: Path) -> tuple[ModelConfig, int]:
+    """The shape of the model in folder `path`, and the bytes of its weights.
+
+    Raises ModelNotFound, CorruptModel, UnsupportedModel, ModelIOError.
+    """
+    model = read_model(path)
+    return ModelConfig.from_json(model.manifest.config), model.unit_bytes
+
+
 def load_decoder(
     path: Path,
     options: LoadOptions | None = None,

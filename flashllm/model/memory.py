@@ -23,6 +23,9 @@ STEP_TOKENS = 512
 LOGIT_ROWS = 32
 """The most rows of logits computed at once: at 128k tokens of vocabulary 16 MB."""
 
+SPARSE_ROWS = 8
+"""The most tokens of a sparse step, as layers/sparse_ffn.py has it."""
+
 UNIT_BYTES = 120
 """What each unit of a model takes besides its bytes: where it is on disk and in memory, its length,
 its checksum, when it was used. Counted where units are as small as neurons."""
@@ -35,7 +38,6 @@ KV_BLOCK = 16
 
 _KV_ELEMENT_BYTES: dict[str, int] = {"f16": 2, "f32": 4, "q8": 1}
 _Q8_SCALE_BYTES = 4  # of each key and each value of each head
-_SPARSE_ROWS = 8  # tokens of a sparse step
 _ROPE_STEP = 256  # positions whose cosines are computed together
 _FLOAT = 4
 _QUANTIZED = _FLOAT + 1 + 2 * _FLOAT / 32
@@ -98,7 +100,7 @@ def sparse_bytes(config: ModelConfig, units: int, gate_bytes: int, sparse: str |
     index = UNIT_BYTES * units
     if sparse is None:
         return index
-    of_neurons = _SPARSE_ROWS * _padded(config.ffn.size) * 4 * _QUANTIZED + 40 * config.ffn.size
+    of_neurons = SPARSE_ROWS * _padded(config.ffn.size) * 4 * _QUANTIZED + 40 * config.ffn.size
     return index + int(of_neurons) + (gate_bytes if sparse == "gate" else 0)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 from flashllm import machine
 from flashllm.errors import InvalidInput
 from flashllm.model.config import ModelConfig
-from flashllm.model.memory import KVDtype
+from flashllm.model.memory import SPARSE_ROWS, KVDtype
 from flashllm.model.plan import DEFAULT_CONTEXT, bytes_allowed
 
 Backend = Literal["cpu", "reference"]
 IOMode = Literal["auto", "direct", "pread", "mmap"]
 Sparse = Literal["predictor", "oracle", "gate"]
+
+MOST_GUESSES = 31
+"""Tokens to guess for a step: of more, the last ones are hardly ever right."""
 
 
 class LoadArguments(TypedDict, total=False):
@@ -27,6 +31,8 @@ class LoadArguments(TypedDict, total=False):
     io: IOMode
     sparse: Sparse | None
     window: int | None
+    draft: str | Path | None
+    draft_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,9 @@ class LoadOptions:
     gates, up rows); "oracle": the same, with memory beside the budget for these rows, to compare
     with. window: how many tokens long neurons that fired stay in memory, at most; None: as long as
     there is room.
+
+    draft: a small model with the same tokeniser, which guesses tokens that this one then checks,
+    several in one step; the replies are the same. draft_tokens: how many to guess for a step.
     """
 
     mem_budget: int | str | None = "auto"
@@ -57,6 +66,8 @@ class LoadOptions:
     io: IOMode = "auto"
     sparse: Sparse | None = None
     window: int | None = None
+    draft: str | Path | None = None
+    draft_tokens: int = 4
 
     def __post_init__(self) -> None:
         """Raises InvalidInput for what no model could be opened with."""
@@ -70,6 +81,10 @@ class LoadOptions:
             raise InvalidInput(f"a window of {self.window} tokens: choose 0 or more")
         if self.window is not None and self.sparse is None:
             raise InvalidInput("a window of tokens is for sparse models; say which way (--sparse)")
+        most = MOST_GUESSES if self.sparse is None else SPARSE_ROWS - 1
+        if self.draft is not None and not 1 <= self.draft_tokens <= most:
+            which = "" if self.sparse is None else " for a model that runs sparse"
+            raise InvalidInput(f"{self.draft_tokens} drafted tokens: choose 1 to {most}{which}")
 
     def arguments(self) -> LoadArguments:
         """The keyword arguments that make these options."""
@@ -82,6 +97,8 @@ class LoadOptions:
             io=self.io,
             sparse=self.sparse,
             window=self.window,
+            draft=self.draft,
+            draft_tokens=self.draft_tokens,
         )
 
     def budget(self, weights: int) -> int | None:
