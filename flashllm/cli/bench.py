@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from flashllm import machine
+from flashllm.cli.figures import how_sparse
 from flashllm.cli.options import (
     check_size,
     io_option,
@@ -18,11 +19,13 @@ from flashllm.cli.options import (
     kv_dtype_option,
     model_option,
     offline_option,
+    sparse_option,
+    window_option,
 )
 from flashllm.cli.report import Report
 from flashllm.errors import InvalidInput
 from flashllm.model.memory import KVDtype
-from flashllm.model.options import IOMode, LoadOptions
+from flashllm.model.options import IOMode, LoadOptions, Sparse
 
 
 def thread_counts(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
@@ -83,6 +86,8 @@ def budget_list(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @kv_dtype_option
 @io_option
+@sparse_option
+@window_option
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -102,6 +107,8 @@ def command(
     threads: list[int],
     kv_dtype: KVDtype | None,
     io: IOMode,
+    sparse: Sparse | None,
+    window: int | None,
     plot: Path | None,
     offline: bool,
     as_json: bool,
@@ -121,8 +128,10 @@ def command(
         raise InvalidInput("--plot draws what --budgets measures; name some")
     if ctx_size is not None and ctx_size < n_prompt + n_gen:
         raise InvalidInput(f"-p {n_prompt} and -n {n_gen} do not fit -c {ctx_size}")
-    options = LoadOptions(mem, ctx_size or n_prompt + n_gen, threads[0], "cpu", kv_dtype, io)
-    shape = {"n_prompt": n_prompt, "n_gen": n_gen, "io": io}
+    options = LoadOptions(
+        mem, ctx_size or n_prompt + n_gen, threads[0], "cpu", kv_dtype, io, sparse, window
+    )
+    shape = {"n_prompt": n_prompt, "n_gen": n_gen, "io": io, "sparse": sparse, "window": window}
     from flashllm.cli import opening
 
     with Report(quiet=as_json) as report:
@@ -159,6 +168,8 @@ def time_threads(
     pairs = zip(timings, rates, strict=True)
     results = [timing.summarise(each, n_prompt, n_gen, rate) for each, rate in pairs]
     lines = [f"{path.name}: prompt {n_prompt}, reply {n_gen}, median of {repetitions}"]
+    if options.sparse:
+        lines.append(how_sparse(options.sparse))
     return {"results": results}, "\n".join([*lines, *map(timing.describe, results)])
 
 

@@ -83,10 +83,15 @@ class BudgetRun:
         return self.memory_rate / self.case.plan.used_bytes
 
     @property
+    def read_bytes(self) -> float:
+        """Bytes of weights read for a token: what streams, or of sparse models what was read."""
+        return self.trial.read_bytes if self.case.plan.sparse else self.streamed_bytes
+
+    @property
     def bound_tok_s(self) -> float:
         """Tokens per second if the slower of disk and cores were never idle."""
-        disk = self.disk_rate
-        return min(self.compute_bound, disk / self.streamed_bytes) if disk else self.compute_bound
+        disk, read = self.disk_rate, self.read_bytes
+        return min(self.compute_bound, disk / read) if disk and read else self.compute_bound
 
     @property
     def planned_tok_s(self) -> float:
@@ -140,7 +145,7 @@ def measure(
         run = run_within(path, case, options, shape, report)
         same = not runs or run.trial.tokens == runs[0].trial.tokens
         runs.append(dataclasses.replace(run, memory_rate=rate, same_tokens=same))
-    alone = max((run.tok_s for run in runs if not run.streamed_bytes), default=None)
+    alone = max((run.tok_s for run in runs if not run.read_bytes), default=None)
     runs = [dataclasses.replace(run, in_memory_tok_s=alone) for run in runs]
     return Series(options.threads or 1, cases[0].plan.kv_dtype, runs)
 
@@ -216,10 +221,16 @@ def disk_rate(path: Path, case: Case, io: str) -> float | None:
 
     Measured while no model is loaded, since its buffers are memory that no budget has room for.
     """
-    from flashllm.cli import streamed_reads
+    from flashllm.cli import scattered_reads, streamed_reads
 
     if case.budget is None:
         return None
-    room = weights_room(case.budget, case.plan.kv_bytes, case.plan.scratch_bytes)
     io = "direct" if io == "auto" else io  # what streams never comes from the page cache
+    sparse = case.plan.sparse
+    if sparse and sparse.window_bytes:
+        if not sparse.new_bytes:
+            return None
+        share = sparse.new_bytes / sparse.ffn_bytes
+        return scattered_reads.measure(path, share, sparse.gap_bytes, io, DISK_SECONDS)
+    room = weights_room(case.budget, case.plan.kv_bytes, case.plan.scratch_bytes)
     return streamed_reads.measure(path, room, io, DISK_SECONDS)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from flashllm.cli.budget_bench import BudgetRun, Series
-from flashllm.cli.figures import percent, speed
+from flashllm.cli.figures import how_sparse, percent, speed
 from flashllm.cli.timing import run_facts
 from flashllm.sizes import format_size
 
@@ -14,6 +14,7 @@ _SPEED = (
     *("budget", "limit", "held", "prefill", "decode", "bound", "of it", "read/tok", "hit"),
     *("waits", "computes"),
 )
+_NEURONS = ("budget", "active", "new/tok", "manages", "window", "of tokens")
 _CHECKS = (
     *("budget", "disk", "planned read", "off by", "planned tok/s", "off by"),
     *("read/chunk", "of streamed", "written", "tokens"),
@@ -63,12 +64,33 @@ def describe(name: str, series: Series, shape: dict[str, Any]) -> list[str]:
     return [
         f"{name}: prompt {shape['n_prompt']}, reply {shape['n_gen']}, {series.threads} thread(s), "
         f"keys and values in {series.kv_dtype}",
+        *([how_sparse(shape["sparse"])] if shape.get("sparse") else []),
         *_columns([_SPEED, *map(_speed_row, series.runs)]),
+        *_sparse_columns(series.runs),
         "",
         *_columns([_CHECKS, *map(_checks_row, series.runs)]),
         "",
         f"same tokens: {'yes' if series.same_tokens else 'NO'}",
     ]
+
+
+def _sparse_columns(runs: list[BudgetRun]) -> list[str]:
+    """A table of what sparse runs computed and read of neurons for a token; nothing of others."""
+    rows = [_sparse_row(run) for run in runs if run.trial.active_share is not None]
+    return ["", *_columns([_NEURONS, *rows])] if rows else []
+
+
+def _sparse_row(run: BudgetRun) -> tuple[str, ...]:
+    plan, trial = run.case.plan.sparse, run.trial
+    room, tokens = (plan.window_bytes, plan.window_tokens) if plan else (0, None)
+    return (
+        run.label,
+        percent(trial.active_share or 0.0),
+        format_size(trial.new_bytes),
+        f"{1e3 * trial.manage_s:.2f} ms",
+        format_size(room) if room else "all",
+        "" if tokens is None else str(tokens),
+    )
 
 
 def _speed_row(run: BudgetRun) -> tuple[str, ...]:

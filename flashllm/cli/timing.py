@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flashllm import machine
+from flashllm.cli.figures import percent
 from flashllm.cli.report import Report
 from flashllm.cli.trial import PeakMemory, Trial, prompt_tokens, run_trial
 from flashllm.sizes import format_size
@@ -140,6 +141,9 @@ def run_facts(trial: Trial) -> dict[str, Any]:
         "wait_s": trial.wait_s,
         "compute_s": trial.compute_s,
         "written_bytes": trial.written_bytes,
+        "active_share": trial.active_share,
+        "new_bytes": trial.new_bytes,
+        "manage_s": trial.manage_s,
     }
 
 
@@ -162,6 +166,13 @@ def describe(result: dict[str, Any]) -> str:
             f"{format_size(result['mem_budget'])} allowed; a token reads "
             f"{format_size(run['read_bytes'])} (hit {100 * run['hit_rate']:.0f} %), waits "
             f"{run['wait_s']:.3g} s, computes {run['compute_s']:.3g} s"
+        )
+    run = result["runs"][-1]
+    if run["active_share"] is not None:
+        lines.append(
+            f"  neurons  {percent(run['active_share'])} active; a token reads "
+            f"{format_size(run['new_bytes'])} of new ones, manages them in "
+            f"{1e3 * run['manage_s']:.2f} ms"
         )
     return "\n".join(lines)
 

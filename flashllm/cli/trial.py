@@ -14,6 +14,7 @@ from flashllm import machine
 
 if TYPE_CHECKING:
     from flashllm.cache.units import Traffic
+    from flashllm.layers.sparse_ffn import SparseCounts
     from flashllm.model.decoder import Decoder
 
 DROPPED = 2
@@ -24,10 +25,13 @@ _SAMPLE_S = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """How long a step took, in seconds, and what it asked of the weights."""
+    """How long a step took, in seconds, what it asked of the weights, and what it computed if it
+    was sparse.
+    """
 
     seconds: float
     traffic: Traffic
+    sparse: SparseCounts | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,23 @@ class Trial:
         """Seconds that a token took otherwise, on average of the steady steps."""
         return statistics.fmean(step.seconds - step.traffic.wait_s for step in self.steady)
 
+    @property
+    def active_share(self) -> float | None:
+        """The share of the neurons that the steady steps computed; None if all."""
+        counts = [step.sparse for step in self.steady if step.sparse]
+        neurons = sum(count.neurons for count in counts)
+        return sum(count.fired for count in counts) / neurons if neurons else None
+
+    @property
+    def new_bytes(self) -> float:
+        """Bytes of neurons that were read for a token, on average of the steady steps."""
+        return statistics.fmean(step.traffic.neuron_bytes for step in self.steady)
+
+    @property
+    def manage_s(self) -> float:
+        """Seconds of computing that went into choosing neurons and looking them up, as above."""
+        return statistics.fmean(step.sparse.manage_s if step.sparse else 0 for step in self.steady)
+
 
 def prompt_tokens(n_prompt: int, vocab_size: int) -> list[int]:
     """A prompt of no meaning, the same each time."""
@@ -110,7 +131,7 @@ def run_trial(
 
     def step(tokens: Sequence[int]) -> None:
         passed = config.n_layers * len(steps)
-        before, start = decoder.traffic, time.perf_counter()
+        counts, before, start = decoder.sparse_counts, decoder.traffic, time.perf_counter()
         logits = decoder.step(
             sequence,
             tokens,
@@ -118,7 +139,9 @@ def run_trial(
             on_layer=lambda done, _: on_progress(passed + done // len(tokens), total),
         )
         chosen.append(int(logits.argmax()))
-        steps.append(Step(time.perf_counter() - start, decoder.traffic - before))
+        seconds, counted = time.perf_counter() - start, decoder.sparse_counts
+        sparse = counted - counts if counted and counts else None
+        steps.append(Step(seconds, decoder.traffic - before, sparse))
 
     try:
         step(prompt)

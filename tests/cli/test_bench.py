@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sparse_model
 import streamed
 import tiny
 from hypothesis import given
@@ -240,3 +241,27 @@ def test_the_peak_of_memory_is_seen() -> None:
         region.write(b"x" * (64 << 20))
         while peak.bytes < before + (48 << 20):
             pass
+
+
+def test_budgets_of_a_sparse_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = sparse_model.write(tmp_path)
+    limit = str(sparse_model.budget(model, "predictor", 2.5))
+    flags = ["bench", "-m", str(model), "-p", "20", "-n", "5", "-t", "1", "--sparse", "predictor"]
+    assert main([*flags, "--budgets", f"inf,{limit}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["sparse"], told["window"], told["same_tokens"]) == ("predictor", None, True)
+    whole, small = told["budgets"]
+    assert whole["new_bytes"] == 0
+    assert 0.3 < whole["active_share"] < 0.7
+    assert small["active_share"] == whole["active_share"]
+    assert 0 < small["new_bytes"] <= sparse_model.LAYERS * sparse_model.LAYER_BYTES
+    assert small["disk_rate"] > 0
+    assert 0 < small["bound_tok_s"] <= whole["decode_tok_s"]
+    assert main([*flags, "--budgets", limit, "--window", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "sparse: predictor (lossy)" in out
+    assert "new/tok" in out
+    assert main([*flags, "-r", "1", "--mem", limit]) == 0
+    out = capsys.readouterr().out
+    assert "sparse: predictor (lossy)" in out
+    assert "% active; a token reads" in out
