@@ -8,7 +8,7 @@ from __future__ import annotations
 from flashllm.disk_curve import DiskCurve
 
 READERS = 16
-"""Reads of single units under way at once."""
+"""Reads of single units under way at once, at the least."""
 
 DEFAULT_GAP = 48 << 10
 """The gap of a disk that was not measured: what one that gives 0.7 GB/s in reads of 16 KiB and 2.8

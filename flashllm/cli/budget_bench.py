@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashllm import machine
+from flashllm.cache.read_cost import read_gap
 from flashllm.cli.report import Report
 from flashllm.cli.timing import memory_rate, tell_progress
 from flashllm.cli.trial import PeakMemory, Trial, prompt_tokens, run_trial
@@ -221,6 +222,7 @@ def disk_rate(path: Path, case: Case, io: str) -> float | None:
 
     Measured while no model is loaded, since its buffers are memory that no budget has room for.
     """
+    from flashllm import api
     from flashllm.cli import scattered_reads, streamed_reads
 
     if case.budget is None:
@@ -231,6 +233,8 @@ def disk_rate(path: Path, case: Case, io: str) -> float | None:
         if not sparse.new_bytes:
             return None
         share = sparse.new_bytes / sparse.ffn_bytes
-        return scattered_reads.measure(path, share, sparse.gap_bytes, io, DISK_SECONDS)
+        speed = api.stored_speed(path)
+        gap = read_gap(speed.disk if speed else None)
+        return scattered_reads.measure(path, share, gap, io, DISK_SECONDS)
     room = weights_room(case.budget, case.plan.kv_bytes, case.plan.scratch_bytes)
     return streamed_reads.measure(path, room, io, DISK_SECONDS)

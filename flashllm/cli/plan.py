@@ -179,8 +179,8 @@ def describe_sparse(sparse: SparsePlan) -> list[tuple[str, str]]:
     rows.append(
         (
             "reads",
-            f"units of {sparse.unit_bytes >> 10} KiB, {sparse.readers} at once; two with at most "
-            f"{sparse.gap_bytes >> 10} KiB between them are one",
+            f"units of {sparse.unit_bytes >> 10} KiB, {sparse.readers} or more at once; two with "
+            f"at most {sparse.gap_bytes >> 10} KiB between them are one",
         )
     )
     return rows

@@ -145,7 +145,7 @@ def test_running_sparse(
         "sparse    predictor (lossy)",
         "predictors of rank 64, calibrated to find 96% of those that fire, and 5% of the others",
         "of 0 tokens before the present one",
-        "units of 4 KiB, 16 at once",
+        "units of 4 KiB, 16 or more at once",
         "runs sparse (predictor) in",
     ):
         assert said in out
