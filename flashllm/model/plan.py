@@ -192,13 +192,14 @@ class Plan:
         if not self.fits:
             return self._refusal
         speed = f": {_range(*self.tok_s)}" if self.tok_s else ""
-        sparse = f" sparse ({self.sparse.mode})" if self.sparse else ""
+        runs = f"runs sparse ({self.sparse.mode})" if self.sparse else "runs"
         if self.streams:
             streamed = format_size(self.streamed_bytes)
             total = format_size(self.total_bytes)
-            return f"runs{sparse} in {total}, streaming {streamed} per token from disk{speed}"
+            return f"{runs} in {total}, streaming {streamed} per token from disk{speed}"
         needed = f"needs {format_size(self.total_bytes)} of the {format_size(self.budget)} allowed"
-        return f"fits in memory{sparse}, {needed}{speed}"
+        beside = f" and {runs}" if self.sparse else ""
+        return f"fits in memory{beside}, {needed}{speed}"
 
     @property
     def _refusal(self) -> str:

@@ -44,8 +44,9 @@ class SparsePlan:
     find; false_positives, the share of silent ones that they take for firing; order, how neurons
     lie on disk.
 
-    Shares are those of the calibration's text, means over layers. A unit of several neurons is
-    taken to be read as if these fired independently; what is read in vain between is not counted.
+    Shares are those of the calibration's text, means over layers; what is new and what stays is of
+    predicted neurons, so that exact modes read less. A unit of several neurons is taken to be read
+    as if these fired independently; what is read in vain between is not counted.
     """
 
     mode: str

@@ -155,7 +155,9 @@ def test_running_sparse(
     assert told["sparse"]["window_tokens"] == 0
     assert told["tok_s"] is not None
     assert main(["plan", str(model), "--mem", "4GB", "--sparse", "oracle"]) == 0
-    assert "all neurons stay in memory" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "all neurons stay in memory" in out
+    assert "fits in memory and runs sparse (oracle), needs" in out
     for other in (str(tiny_gguf), "smollm2-135m-instruct"):
         assert main(["plan", other, "--sparse", "gate"]) == 2
         assert "convert --codec row" in capsys.readouterr().err
