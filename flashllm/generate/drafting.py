@@ -17,6 +17,7 @@ from collections.abc import Collection, Sequence
 from itertools import takewhile
 
 from flashllm.generate.loop import Decoder, KVSequence, OnLayer
+from flashllm.generate.sampling import Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,17 @@ class DraftContext:
         self._accepted += accepted
 
     def guess(
-        self, tokens: list[int], most: int, ends: Collection[int], on_layer: OnLayer
+        self,
+        tokens: list[int],
+        most: int,
+        sampler: Sampler,
+        ends: Collection[int],
+        on_layer: OnLayer,
     ) -> list[int]:
         """Up to `most` tokens that may come after `tokens`; none that ends a reply.
 
-        Fewer where the draft's context ends. Raises what on_layer and reading weights raise.
+        sampler: what chooses the reply's tokens; it is left as it is. Fewer where the draft's
+        context ends. Raises what on_layer and reading weights raise.
         """
         decoder, vocabulary = self.model.decoder, self.target.config.vocab_size
         self._keep_what_begins(tokens)
@@ -66,7 +73,7 @@ class DraftContext:
         while len(guesses) < most:
             logits = decoder.step(self._sequence, new, logits="last", on_layer=on_layer)
             self._held += new
-            token = int(logits[-1, :vocabulary].argmax())
+            token = sampler.likeliest(logits[-1, :vocabulary], guesses)
             if token in ends:
                 break
             guesses.append(token)
@@ -93,14 +100,18 @@ class ReplyDraft:
         self,
         context: DraftContext,
         tokens: list[int],
+        sampler: Sampler,
         ends: Collection[int],
         on_layer: OnLayer,
     ) -> None:
-        """tokens: of the conversation up to now, which grow. ends: those that end a reply."""
+        """tokens: of the conversation up to now, which grow. sampler: what chooses them. ends:
+        those that end a reply.
+        """
         self.guessed = self.accepted = 0
         self.seconds = 0.0
         self._context = context
         self._tokens = tokens
+        self._sampler = sampler
         self._ends = ends
         self._on_layer = on_layer
 
@@ -108,7 +119,9 @@ class ReplyDraft:
         """Up to `most` tokens that may come next, which the next step is going to check."""
         start = time.perf_counter()
         try:
-            made = self._context.guess(self._tokens, most, self._ends, self._on_layer)
+            made = self._context.guess(
+                self._tokens, most, self._sampler, self._ends, self._on_layer
+            )
         finally:
             self.seconds += time.perf_counter() - start
         probable = round(self._context.accepted_share * (len(made) + 1))

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -115,8 +115,7 @@ class Sampler:
 
         Ties go to the lowest id. Raises EngineError if the logits are not numbers.
         """
-        if self._params.repeat_penalty != 1.0 and self._recent:
-            logits = self._penalised(logits)
+        logits = self._penalised(logits, self._recent)
         best = int(logits.argmax())
         if not math.isfinite(logits[best]):  # argmax finds a NaN if there is one
             raise EngineError(
@@ -127,9 +126,16 @@ class Sampler:
         self._recent.append(token)
         return token
 
-    def _penalised(self, logits: Logits) -> Logits:
+    def likeliest(self, logits: Logits, after: Sequence[int] = ()) -> int:
+        """The token that is likeliest once `after` has been chosen, which it has not yet."""
+        tokens = [*self._recent, *after][-PENALTY_WINDOW:]
+        return int(self._penalised(logits, tokens).argmax())
+
+    def _penalised(self, logits: Logits, tokens: Collection[int]) -> Logits:
         """llama.cpp's penalty: recent tokens' positive logits divided, negative ones multiplied."""
-        recent = np.fromiter(set(self._recent), dtype=np.intp)
+        if self._params.repeat_penalty == 1.0 or not tokens:
+            return logits
+        recent = np.fromiter(set(tokens), dtype=np.intp)
         out = logits.copy()
         seen, penalty = out[recent], np.float32(self._params.repeat_penalty)
         out[recent] = np.where(seen > 0, seen / penalty, seen * penalty)

@@ -177,7 +177,7 @@ class SessionState:
             meter.count(token)
             self._submitted.append(token)
 
-        draft = self._drafted(lambda done, total: call.check())
+        draft = self._drafted(sampler, lambda done, total: call.check())
         ids = generate_ids(
             meter,
             self.sequence,
@@ -205,14 +205,15 @@ class SessionState:
             )
         yield Done(stats, reason)
 
-    def _drafted(self, on_layer: OnLayer) -> ReplyDraft | None:
+    def _drafted(self, sampler: Sampler, on_layer: OnLayer) -> ReplyDraft | None:
         """Guesses for a reply to what is submitted, if the model has a draft."""
         model = self.model
         if model.draft is None:
             return None
         if self._draft is None:
             self._draft = DraftContext(model.draft, model.decoder, self.n_ctx)
-        return ReplyDraft(self._draft, self._submitted, model.tokenizer.eos_ids, on_layer)
+        ends = model.tokenizer.eos_ids
+        return ReplyDraft(self._draft, self._submitted, sampler, ends, on_layer)
 
     def _rewind(self, prompt: list[int]) -> int:
         """Keep of the cache what `prompt` begins with, and say how many tokens that is.

@@ -18,7 +18,7 @@ from flashllm.errors import Cancelled, ContextFull
 from flashllm.generate import session_file
 from flashllm.generate.drafting import DraftModel
 from flashllm.generate.events import Done, Event, Token
-from flashllm.generate.sampling import SamplingParams
+from flashllm.generate.sampling import PENALTY_WINDOW, SamplingParams
 from flashllm.generate.session import Call, ChatModel, SessionState
 
 CONTEXT = 96
@@ -129,6 +129,15 @@ def test_right_guesses_save_steps_and_wrong_ones_cost_none(right: float, steps: 
         assert stats.accepted_tokens == 0
         assert stats.guessed_tokens > 100
     assert stats.draft_s > 0
+
+
+def test_guesses_know_of_the_repeat_penalty() -> None:
+    model = models(1.0)[1]
+    endless(model)
+    params = SamplingParams(temperature=0, repeat_penalty=5.0, max_tokens=56)
+    stats = reply(SessionState(model, 500), "the other room " * 60, params)[1].stats
+    assert stats.accepted_tokens == stats.guessed_tokens == 44
+    assert stats.prompt_tokens + 56 > PENALTY_WINDOW
 
 
 def test_what_stays_of_a_sparse_step_follows_the_share_that_is_accepted() -> None:
