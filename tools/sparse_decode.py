@@ -1,0 +1,166 @@
+"""flashllm's decoding of a sparse model, token by token, and what its reads take by themselves.
+
+    python tools/sparse_decode.py MODEL --mem 6880000000 --sparse predictor --tokens 24 --warm 8
+
+Feeds consecutive token ids, for which make_sparse.py plants its statistics. Prints a line of JSON
+for each token, then one of the reads replayed without any computing. bench_sparse.py runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm.cache import units as cache_units
+from flashllm.cache.units import Units
+from flashllm.flash.format import Group
+from flashllm.flash.reader import UnitReader
+from flashllm.model import loader
+from flashllm.model.decoder import Decoder
+from flashllm.model.options import LoadOptions
+
+Asked = list[tuple[str, NDArray[np.int64]]]
+"""The units that a token asked for: (group, units), layer by layer."""
+
+
+class Apart(UnitReader):
+    """Reads a neuron's row and its column by a read each, as if they lay apart.
+
+    So does a model whose matrices are stored one after another, which the paper's bundles are
+    compared with.
+    """
+
+    def read_scattered(self, group: Group, ids: Any, out: Any) -> None:
+        """Two reads a unit; then each is verified, as ever."""
+        file = self._file(group.file)
+        for unit, data in zip(ids, out, strict=True):
+            begin = group.file_offset + int(group.offsets[unit])
+            array = np.asarray(data)
+            half = len(array) // 2
+            file.read_into(begin, array[:half])
+            file.read_into(begin + half, array[half:])
+
+
+class Recording(Units):
+    """Remembers what every token asked for."""
+
+    asked: list[Asked]
+
+    def begin_step(self, *args: Any, **options: Any) -> None:
+        """A token begins."""
+        super().begin_step(*args, **options)
+        self.asked.append([])
+
+    def bring(self, group: str, units: NDArray[np.int64], *args: Any, **options: Any) -> Any:
+        """Remember, and bring."""
+        self.asked[-1].append((group, units))
+        return super().bring(group, units, *args, **options)
+
+
+def main() -> None:
+    """Decode, then replay."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--mem", type=int, help="bytes; all of the model in memory without it")
+    parser.add_argument("--sparse", choices=("predictor", "oracle", "gate"))
+    parser.add_argument("--window", type=int)
+    parser.add_argument(
+        "--apart", action="store_true", help="rows and columns by reads of their own"
+    )
+    parser.add_argument("--gap", type=int, help="bytes read in vain to join two reads")
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--warm", type=int, default=8, help="tokens before those that count")
+    parser.add_argument("--first", type=int, default=1000, help="id of the first token")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    Recording.asked = []
+    loader.Units = units_with(options.gap)  # type: ignore[assignment]
+    if options.apart:
+        cache_units.UnitReader = Apart  # type: ignore[misc]
+    decoder = loader.load_decoder(
+        options.model,
+        LoadOptions(
+            mem_budget=options.mem,
+            n_ctx=options.tokens + options.warm,
+            threads=options.threads,
+            sparse=options.sparse,
+            window=options.window,
+        ),
+        step_tokens=8,
+    )
+    tell("loaded", pinned=decoder.resident_bytes, streamed=decoder.streamed_bytes)
+    decode(decoder, options.first, options.warm, options.tokens)
+    if options.sparse and options.mem is not None:
+        replay(decoder, options.warm)
+    decoder.close()
+
+
+def units_with(gap: int | None) -> Any:
+    """Makes units that record, with another gap if one is given."""
+
+    def make(*args: Any, **options: Any) -> Recording:
+        if gap is not None:
+            options["gap"] = gap
+        return Recording(*args, **options)
+
+    return make
+
+
+def decode(decoder: Decoder, first: int, warm: int, tokens: int) -> None:
+    """One step for each token; a line for each that counts."""
+    sequence = decoder.new_sequence(warm + tokens)
+    for i in range(warm + tokens):
+        traffic, counts = decoder.traffic, decoder.sparse_counts
+        start = time.perf_counter()
+        decoder.step(sequence, [first + i])
+        seconds = time.perf_counter() - start
+        moved, after = decoder.traffic - traffic, decoder.sparse_counts
+        if i >= warm:
+            figures = {"seconds": seconds, "read": moved.read_bytes, "wait": moved.wait_s}
+            if after and counts:
+                figures["manage"] = after.manage_s - counts.manage_s
+                figures["active"] = (after.fired - counts.fired) / (after.neurons - counts.neurons)
+            tell("token", **figures)
+    sequence.close()
+
+
+def replay(decoder: Decoder, warm: int) -> None:
+    """Bring what the tokens asked for once more, from an empty window, and wait for it at once."""
+    units: Recording = decoder._units  # type: ignore[assignment]
+    cache = units._neurons
+    if cache is None:
+        return
+    cache.reset()
+    asked, Recording.asked = Recording.asked, [[]]
+    seconds, read, reads = [], [], []
+    for token in asked:
+        cache.begin_step()
+        had, begun, start = cache.read_bytes, cache.reads, time.perf_counter()
+        for group, wanted in token:
+            cache.bring(units._layer_of[group], wanted).wait()
+        seconds.append(time.perf_counter() - start)
+        read.append(cache.read_bytes - had)
+        reads.append(cache.reads - begun)
+    tell(
+        "replay",
+        seconds=sum(seconds[warm:]) / len(seconds[warm:]),
+        read=sum(read[warm:]) / len(read[warm:]),
+        reads=sum(reads[warm:]) / len(reads[warm:]),
+    )
+
+
+def tell(event: str, **figures: float) -> None:
+    """Print a line."""
+    print(json.dumps({"event": event, **figures}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
