@@ -22,6 +22,10 @@ AHEAD_BYTES = 64 << 20
 LOOKUP_SLOTS = 16
 """Units of a table of rows that are kept at least: as many rows as are looked up at once."""
 
+SPARSE_ROWS = 8
+"""Tokens that a step of single units of rare stages takes at most: what more of them use together
+is nearly everything."""
+
 _STEPS = 1 << 12  # of what is streamed of a stage
 
 

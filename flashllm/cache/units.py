@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flashllm.cache.brought import Brought, Coming, InPlace
 from flashllm.cache.gate_rows import GateRows
-from flashllm.cache.neurons import Arrival, NeuronCache
+from flashllm.cache.neurons import NeuronCache
 from flashllm.cache.pinned import PinnedUnits, Progress
 from flashllm.cache.policy import Extent, Residency
 from flashllm.cache.ring import Ring
@@ -47,46 +47,6 @@ class Traffic:
     def hit_rate(self) -> float:
         """The share of the bytes used that were in memory already."""
         return max(0.0, 1 - self.read_bytes / self.used_bytes) if self.used_bytes else 1.0
-
-
-class Brought(Protocol):
-    """Units of a group that are wanted: addresses int64, 0 of those still on their way.
-
-    wait() returns when all are there; raises CorruptModel, ModelIOError.
-    """
-
-    @property
-    def addresses(self) -> NDArray[np.int64]: ...
-    def wait(self) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class InPlace:
-    """Units that are in memory already."""
-
-    addresses: NDArray[np.int64]
-
-    def wait(self) -> None:
-        """Nothing is on its way."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Coming:
-    """Units of which some may be on their way; how long it is waited for them is counted."""
-
-    arrival: Arrival
-    count_wait: Callable[[float], None]
-
-    @property
-    def addresses(self) -> NDArray[np.int64]:
-        return self.arrival.addresses
-
-    def wait(self) -> None:
-        start = time.perf_counter()
-        try:
-            self.arrival.wait()
-        finally:
-            self.count_wait(time.perf_counter() - start)
 
 
 class Units:
@@ -236,7 +196,7 @@ class Units:
         self._used_bytes += int(self._unit_bytes[group][units].sum())
         if self._neurons is None:
             return InPlace(self._tables[group][units])
-        return _Coming(self._neurons.bring(self._layer_of[group], units, keep), self._count_wait)
+        return Coming(self._neurons.bring(self._layer_of[group], units, keep), self._count_wait)
 
     def resize(self, residency: Residency, on_progress: Progress) -> None:
         """Keep what another residency of the same scan keeps; no stage may be in use.

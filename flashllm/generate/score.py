@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from flashllm.cache.policy import SPARSE_ROWS
 from flashllm.errors import EngineError, InvalidInput
 from flashllm.generate.golden import Golden, Window
 from flashllm.generate.loop import Decoder
-from flashllm.layers.sparse_ffn import SPARSE_ROWS, SparseCounts
+from flashllm.layers.sparse_ffn import SparseCounts
 
 Progress = Callable[[int, int], None]
 Floats = npt.NDArray[np.float64]

@@ -9,26 +9,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flashllm.cache.brought import Brought
+from flashllm.cache.policy import SPARSE_ROWS
 from flashllm.kernels.program import Integers, Program
 from flashllm.kernels.weights import Activations, Floats, Nonlinearity, RowFFN
 from flashllm.layers.buffers import StepBuffers
-
-SPARSE_ROWS = 8
-"""Tokens that a sparse step takes at most: what more of them use together is nearly everything."""
-
-
-class Brought(Protocol):
-    """Units of a feed-forward on their way: the address of each, 0 where it is not there yet."""
-
-    @property
-    def addresses(self) -> NDArray[np.int64]: ...
-    def wait(self) -> None: ...
-
 
 Bring = Callable[[NDArray[np.int64], NDArray[np.bool_] | None], Brought]
 """Begins to bring units, in ascending order, which then remain for this step; and says of each

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flashllm.cache.kv import Sequence
 from flashllm.cache.pinned import Progress
+from flashllm.cache.policy import SPARSE_ROWS
 from flashllm.cache.units import Traffic, Units
 from flashllm.errors import ContextFull, InvalidInput
 from flashllm.kernels import Backend
@@ -20,7 +21,7 @@ from flashllm.layers.buffers import StepBuffers
 from flashllm.layers.head import Embedding, Head
 from flashllm.layers.layer import Layer, Observer
 from flashllm.layers.rope import RopeTable
-from flashllm.layers.sparse_ffn import SPARSE_ROWS, SparseCounts
+from flashllm.layers.sparse_ffn import SparseCounts
 from flashllm.model.config import ModelConfig
 from flashllm.model.fit import fit, least_budget
 from flashllm.model.memory import KVDtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flashllm.cache.policy import Scan
+from flashllm.cache.policy import SPARSE_ROWS, Scan
 from flashllm.flash.parts import FFNPart
 from flashllm.kernels.program import Program
 from flashllm.kernels.weights import Activations, Floats, RowFFN
@@ -14,7 +14,6 @@ from flashllm.layers.ffn import FeedForward
 from flashllm.layers.firing import Firing
 from flashllm.layers.layer import Layer, Piece, SparsePath
 from flashllm.layers.sparse_ffn import (
-    SPARSE_ROWS,
     Bring,
     SparseBuffers,
     SparseCounts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from flashllm.cache.policy import LOOKUP_SLOTS
+from flashllm.cache.policy import LOOKUP_SLOTS, SPARSE_ROWS
 from flashllm.errors import InvalidInput
 from flashllm.model.config import ModelConfig
 from flashllm.model.roles import roles
@@ -22,9 +22,6 @@ STEP_TOKENS = 512
 
 LOGIT_ROWS = 32
 """The most rows of logits computed at once: at 128k tokens of vocabulary 16 MB."""
-
-SPARSE_ROWS = 8
-"""The most tokens of a sparse step, as layers/sparse_ffn.py has it."""
 
 UNIT_BYTES = 120
 """What each unit of a model takes besides its bytes: where it is on disk and in memory, its length,

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 from flashllm import machine
+from flashllm.cache.policy import SPARSE_ROWS
 from flashllm.errors import InvalidInput
 from flashllm.model.config import ModelConfig
-from flashllm.model.memory import SPARSE_ROWS, KVDtype
+from flashllm.model.memory import KVDtype
 from flashllm.model.plan import DEFAULT_CONTEXT, bytes_allowed
 
 Backend = Literal["cpu", "reference"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
+from flashllm.cache.policy import SPARSE_ROWS
 from flashllm.cache.units import Units
 from flashllm.errors import CorruptModel, UnsupportedModel
 from flashllm.flash.format import FFNPart, FlashModel, MatrixPart
@@ -12,7 +13,6 @@ from flashllm.kernels.weights import Activations, Floats, RowFFN, TileMatrix, ro
 from flashllm.layers.block import Block
 from flashllm.layers.firing import Exact, Firing, LowRank
 from flashllm.layers.layer import SparsePath
-from flashllm.layers.sparse_ffn import SPARSE_ROWS
 from flashllm.model.config import ModelConfig
 from flashllm.model.layering import Layering
 from flashllm.model.scan import predictor_group
