@@ -11,16 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.cache import units as cache_units
 from flashllm.cache.units import Units
-from flashllm.flash.format import Group
-from flashllm.flash.reader import UnitReader
+from flashllm.flash import scatter
+from flashllm.flash.aio import ReadQueue
 from flashllm.model import loader
 from flashllm.model.decoder import Decoder
 from flashllm.model.options import LoadOptions
@@ -29,22 +29,42 @@ Asked = list[tuple[str, NDArray[np.int64]]]
 """The units that a token asked for: (group, units), layer by layer."""
 
 
-class Apart(UnitReader):
-    """Reads a neuron's row and its column by a read each, as if they lay apart.
+class Apart(ReadQueue):
+    """Reads every neuron's row and column by a read each, as if they lay apart.
 
     So does a model whose matrices are stored one after another, which the paper's bundles are
-    compared with.
+    compared with. First all rows, then all columns, so that the system joins none of them.
     """
 
-    def read_scattered(self, group: Group, ids: Any, out: Any) -> None:
-        """Two reads a unit; then each is verified, as ever."""
-        file = self._file(group.file)
-        for unit, data in zip(ids, out, strict=True):
-            begin = group.file_offset + int(group.offsets[unit])
-            array = np.asarray(data)
-            half = len(array) // 2
-            file.read_into(begin, array[:half])
-            file.read_into(begin + half, array[half:])
+    def read(
+        self,
+        file: int,
+        offsets: NDArray[np.int64],
+        pieces: NDArray[np.void],
+        bounds: NDArray[np.int64],
+        on_read: Callable[[int, int], None],
+    ) -> None:
+        """As ReadQueue's, by two reads a piece."""
+        sizes = pieces["nbytes"].astype(np.int64)
+        begins = np.cumsum(sizes) - sizes
+        run = np.repeat(np.arange(len(offsets)), np.diff(bounds))
+        places = offsets[run] + begins - begins[bounds[:-1]][run]
+        half = sizes // 2
+        halves = np.concatenate([pieces, pieces])
+        halves["nbytes"] = np.concatenate([half, sizes - half])
+        halves["address"][len(pieces) :] += half.astype(np.uint64)
+        left = (2 * np.diff(bounds)).tolist()
+        found = [0] * len(offsets)
+
+        def on_half(i: int, result: int) -> None:
+            one = int(run[i % len(pieces)])
+            left[one] -= 1
+            found[one] += result
+            if not left[one]:
+                on_read(one, found[one])
+
+        ends = np.arange(len(halves) + 1)
+        super().read(file, np.concatenate([places, places + half]), halves, ends, on_half)
 
 
 class Recording(Units):
@@ -84,7 +104,7 @@ def main() -> None:
     Recording.asked = []
     loader.Units = units_with(options.gap)  # type: ignore[assignment]
     if options.apart:
-        cache_units.UnitReader = Apart  # type: ignore[misc]
+        scatter.ReadQueue = Apart  # type: ignore[misc]
     decoder = loader.load_decoder(
         options.model,
         LoadOptions(
