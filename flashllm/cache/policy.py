@@ -191,7 +191,8 @@ def pinned_scan(scan: Scan, room: int | None) -> Residency:
         return everything
     if room < (least := smallest_room(scan)):
         raise OutOfBudget(f"{least} bytes are needed to stream this model's weights, not {room}")
-    room -= (window := _least_window(scan))
+    window = _least_window(scan)
+    room -= window
     low, high = 0, _STEPS  # as little streamed of a stage as fits
     widest = _widest_stage(scan)
     while low < high:

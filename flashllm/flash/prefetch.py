@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import queue
 import threading
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
 
-from flashllm.errors import Cancelled, EngineError, InvalidInput
+from flashllm.errors import Cancelled
 from flashllm.flash.files import Bytes
 from flashllm.flash.format import Group
 from flashllm.flash.reader import UnitReader
-
-_POLL_S = 0.2
-"""How often a waiting thread looks up: an endless wait ignores Ctrl-C on Windows."""
+from flashllm.flash.threads import QueueThreads, wait_for
 
 
 class Pending:
@@ -37,7 +33,7 @@ class Pending:
         Raises, each time, what reading raised (see UnitReader.read_run); Cancelled if it was
         dropped before it began.
         """
-        self._join()
+        wait_for(self._finished)
         if self._error is not None:
             raise self._error
 
@@ -45,7 +41,7 @@ class Pending:
         """Drop the read if it has not begun, else wait for it; its buffer is the caller's again."""
         if self._taken.acquire(blocking=False):
             self._finish(Cancelled("the read was dropped before it began"))
-        self._join()
+        wait_for(self._finished)
 
     def run(self) -> None:
         """Read, unless it was dropped: for the Prefetcher's threads."""
@@ -63,12 +59,8 @@ class Pending:
         del self._read  # a read that is over keeps no memory alive
         self._finished.set()
 
-    def _join(self) -> None:
-        while not self._finished.wait(_POLL_S):
-            pass
 
-
-class Prefetcher:
+class Prefetcher(QueueThreads[Pending]):
     """Threads that read runs of units in the order asked for, as many at once as there are threads.
 
     They hold the GIL only between reads and checksums. Close it before the reader. Any thread may
@@ -77,20 +69,8 @@ class Prefetcher:
 
     def __init__(self, reader: UnitReader, threads: int = 8):
         """Raises InvalidInput if there are no threads."""
-        if threads < 1:
-            raise InvalidInput(f"{threads} threads cannot read; use 1 or more")
+        super().__init__("flash-ahead", threads, _run_all)
         self._reader = reader
-        self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._threads = [
-            threading.Thread(
-                target=_work, args=(self._queue,), name=f"flash-ahead-{i}", daemon=True
-            )
-            for i in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def start(self, group: Group, first: int, count: int, out: Bytes) -> Pending:
         """Queue UnitReader.read_run(group, first, count, out), whose errors Pending.wait raises.
@@ -98,44 +78,14 @@ class Prefetcher:
         Nobody else may touch `out` until then. Raises EngineError after close.
         """
         pending = Pending(functools.partial(self._reader.read_run, group, first, count, out))
-        with self._lock:
-            if self._closed:
-                raise EngineError("reading ahead has ended; open the model again")
-            self._queue.put(pending)
+        self._put(pending)
         return pending
 
     def close(self) -> None:
         """Drop what is queued, finish what is being read, end the threads."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._drop_queued()
-                for _ in self._threads:
-                    self._queue.put(None)
-        for thread in self._threads:
-            while thread.is_alive():
-                thread.join(_POLL_S)
-
-    def __enter__(self) -> Prefetcher:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _drop_queued(self) -> None:
-        try:
-            while (pending := self._queue.get_nowait()) is not None:
-                pending.cancel()
-        except queue.Empty:
-            pass
+        self._close(Pending.cancel)
 
 
-def _work(tasks: queue.SimpleQueue[Pending | None]) -> None:
-    """Run what is queued until told to end."""
-    while (pending := tasks.get()) is not None:
+def _run_all(tasks: Iterator[Pending]) -> None:
+    for pending in tasks:
         pending.run()

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
-from collections.abc import Callable, Iterable
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.errors import EngineError, FlashError, InvalidInput
+from flashllm.errors import FlashError
 from flashllm.flash.aio import IOVEC, ReadQueue
 from flashllm.flash.files import Scratch
 from flashllm.flash.format import Group
 from flashllm.flash.layout import ceil_div
 from flashllm.flash.reader import UnitReader
+from flashllm.flash.threads import QueueThreads, wait_for
 
 THREADS = 16
 LEAST_SHARE, MOST_SHARE = 256 << 10, 1 << 20
 """A read longer than a thread's share of the bytes is cut, within these bounds: below the first
 the disk is slower, above the second no faster."""
-
-_POLL_S = 0.2
-"""How often a waiting thread looks up: an endless wait ignores Ctrl-C on Windows."""
 
 ASYNCHRONOUS_THREADS = 4
 """How many share reads that need no thread each: they begin them, and verify what has come."""
@@ -68,8 +64,7 @@ class ScatteredRead:
 
     def join(self) -> list[Failure]:
         """Return when nothing more happens: the reads that failed, in order of units."""
-        while not self._finished.wait(_POLL_S):
-            pass
+        wait_for(self._finished)
         return self._failures
 
     def work(self, queue: Callable[[], ReadQueue | None]) -> None:
@@ -107,7 +102,7 @@ class ScatteredRead:
         self._finished.set()
 
 
-class ScatteredReader:
+class ScatteredReader(QueueThreads[ScatteredRead]):
     """Threads that read scattered units. Close it before the reader. Any thread may call.
 
     Direct reads are asynchronous where the system has that, see ReadQueue, and a few threads share
@@ -117,21 +112,9 @@ class ScatteredReader:
 
     def __init__(self, reader: UnitReader, threads: int = THREADS):
         """Raises InvalidInput if there are no threads."""
-        if threads < 1:
-            raise InvalidInput(f"{threads} threads cannot read; use 1 or more")
+        super().__init__("flash-scattered", threads, _work)
         self._reader = reader
         self._scratch = Scratch()
-        self._queue: queue.SimpleQueue[ScatteredRead | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._threads = [
-            threading.Thread(
-                target=_work, args=(self._queue,), name=f"flash-scattered-{i}", daemon=True
-            )
-            for i in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def start(
         self,
@@ -148,7 +131,7 @@ class ScatteredReader:
         UnitReader.read_scattered. Raises EngineError after close.
         """
         begins, ends = group.offsets[units], group.offsets[units + 1]
-        bounds = cut_runs(begins, ends, gap, len(self._threads))
+        bounds = cut_runs(begins, ends, gap, len(self))
         nbytes = int((ends[bounds[1:] - 1] - begins[bounds[:-1]]).sum())
         ids, starts = units.tolist(), places.tolist()
         stops = (places + (ends - begins)).tolist()
@@ -157,7 +140,7 @@ class ScatteredReader:
             out = [memory[starts[i] : stops[i]] for i in range(begin, end)]
             self._reader.read_scattered(group, ids[begin:end], out)
 
-        threads, share, read_many = len(self._threads), 1, None
+        threads, share, read_many = len(self), 1, None
         file = None
         with contextlib.suppress(FlashError):  # which then meets the reads as well
             file = self._reader.direct_file(group)
@@ -166,11 +149,7 @@ class ScatteredReader:
             share = max(1, ceil_div(len(bounds) - 1, threads))
             read_many = self._many(file, group, units, memory, places, bounds)
         scattered = ScatteredRead(read, bounds.tolist(), nbytes, share, read_many)
-        with self._lock:
-            if self._closed:
-                raise EngineError("reading has ended; open the model again")
-            for _ in range(min(scattered.reads, threads)):
-                self._queue.put(scattered)
+        self._put(*[scattered] * min(scattered.reads, threads))
         return scattered
 
     def _many(
@@ -220,25 +199,7 @@ class ScatteredReader:
 
     def close(self) -> None:
         """Finish what has been started, end the threads."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                for _ in self._threads:
-                    self._queue.put(None)
-        for thread in self._threads:
-            while thread.is_alive():
-                thread.join(_POLL_S)
-
-    def __enter__(self) -> ScatteredReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
+        self._close()
 
 
 def cut_runs(
@@ -267,7 +228,7 @@ def _bounds(cut: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(cut) + 1, np.array([count])])
 
 
-def _work(tasks: queue.SimpleQueue[ScatteredRead | None]) -> None:
+def _work(tasks: Iterator[ScatteredRead]) -> None:
     """Read what is queued until told to end."""
     own: list[ReadQueue | None] = []  # made when first needed
 
@@ -278,7 +239,7 @@ def _work(tasks: queue.SimpleQueue[ScatteredRead | None]) -> None:
                 own[0] = ReadQueue()
         return own[0]
 
-    while (scattered := tasks.get()) is not None:
+    for scattered in tasks:
         scattered.work(asynchronous)
     if own and own[0] is not None:
         own[0].close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plain_units
@@ -15,7 +16,7 @@ from flashllm.flash import aio
 from flashllm.flash.aio import DEPTH, ReadQueue
 from flashllm.flash.format import FlashModel
 from flashllm.flash.reader import UnitReader
-from flashllm.flash.scatter import ScatteredReader
+from flashllm.flash.scatter import ReadMany, ScatteredReader
 
 UNITS, PAGE = 2500, 4096
 
@@ -48,6 +49,25 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+@pytest.fixture
+def left_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The reads that did not succeed asynchronously and were made again."""
+    real, left = ScatteredReader._many, list[int]()
+
+    def many(self: ScatteredReader, *args: Any) -> ReadMany:
+        read_many = real(self, *args)
+
+        def recording(queue: ReadQueue, first: int, stop: int) -> list[int]:
+            wrong = read_many(queue, first, stop)
+            left.extend(wrong)
+            return wrong
+
+        return recording
+
+    monkeypatch.setattr(ScatteredReader, "_many", many)
+    return left
+
+
 def random_units(seed: int, share: float) -> np.ndarray:
     return np.flatnonzero(np.random.default_rng(seed).random(UNITS) < share)
 
@@ -73,10 +93,11 @@ def arrive(model: FlashModel, units: np.ndarray, gap: int) -> tuple[int, list[tu
 @pytest.mark.parametrize("gap", [0, PAGE, 9 * PAGE])
 @pytest.mark.parametrize("share", [0.001, 0.2, 1.0])
 def test_units_from_all_over(
-    plain: FlashModel, submitted: list[int], share: float, gap: int
+    plain: FlashModel, submitted: list[int], left_over: list[int], share: float, gap: int
 ) -> None:
     reads, failures = arrive(plain, random_units(1, share), gap)
     assert not failures
+    assert not left_over
     assert sum(submitted) == reads
 
 
