@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,26 +13,34 @@ from flashllm.cache.window import Window
 from flashllm.errors import EngineError, InvalidInput, UnsupportedModel
 from flashllm.flash.format import FlashModel, Group
 from flashllm.flash.reader import UnitReader
-from flashllm.flash.scatter import THREADS, ScatteredReader
+from flashllm.flash.scatter import THREADS, ScatteredRead, ScatteredReader
 from flashllm.kernels.memory import huge_buffer
+
+
+@dataclasses.dataclass(eq=False)
+class _Flight:
+    """Units of a layer on their way; error: what went wrong, once they have landed."""
+
+    layer: int
+    units: NDArray[np.int64]
+    read: ScatteredRead
+    error: BaseException | None = None
 
 
 class Arrival:
     """Units asked for, some of which may be on their way.
 
     addresses: int64 [units asked for], 0 for those on their way; complete after `wait`, and right
-    until the next `bring` or `begin_step`. read_bytes: what is read for it, over-read included.
+    until the next `bring` or `begin_step`.
     """
 
     def __init__(
         self,
         addresses: NDArray[np.int64],
-        read_bytes: int = 0,
         finish: Callable[[], BaseException | None] | None = None,
     ):
         """finish() waits, completes `addresses`, and returns what went wrong; for the cache."""
         self.addresses = addresses
-        self.read_bytes = read_bytes
         self._finish = finish
         self._error: BaseException | None = None
 
@@ -91,7 +100,8 @@ class NeuronCache:
         self._window = Window(units, min(room // slot_bytes, sum(units)), window, self._join_all)
         self._buffer = huge_buffer(self.slots * slot_bytes + OVERREAD)
         self._memory, self._address = self._buffer.data, int(self._buffer.ctypes.data)
-        self._pending: list[Arrival] = []
+        self._flights: list[_Flight] = []
+        self._prefetched: dict[int, _Flight] = {}
         self._reads = self._read_bytes = 0
         self._reader = ScatteredReader(reader, threads)
         self._closed = False
@@ -119,7 +129,20 @@ class NeuronCache:
     def begin_step(self, tokens: int = 1) -> None:
         """A token begins, or a few that are computed together: what left the window is let go."""
         self._join_all()
+        self._prefetched.clear()
         self._window.begin_step(tokens)
+
+    def prefetch(self, layer: int, units: NDArray[np.int64]) -> None:
+        """Begin to read those of a layer's units (as in `bring`) that are missing: a guess at what
+        the layer's next `bring` will ask for, which says what became of it.
+
+        They count as used. At most once for each layer and step, before `bring`. Raises
+        EngineError, InvalidInput for units that are not the layer's.
+        """
+        self._check(layer, units)
+        absent, slots = self._window.reserve(layer, units)
+        if len(absent):
+            self._prefetched[layer] = self._take_off(layer, absent, slots)
 
     def bring(
         self, layer: int, units: NDArray[np.int64], keep: NDArray[np.bool_] | None = None
@@ -132,40 +155,36 @@ class NeuronCache:
         Reads of those that are missing have begun when it returns. Once for each layer and step.
         Raises EngineError, InvalidInput for units that are not the layer's.
         """
-        if self._closed:
-            raise EngineError("the neuron cache is closed; open the model again")
-        group = self._groups[layer]
-        if len(units) and not 0 <= units[0] <= units[-1] < group.units:
-            raise InvalidInput(f"units of {group.name!r} are 0 to {group.units - 1}, not {units}")
-        if not (units[1:] > units[:-1]).all():
-            raise InvalidInput(f"units of {group.name!r} are not in ascending order: {units}")
+        self._check(layer, units)
+        guess = self._prefetched.pop(layer, None)
+        if guess is not None and guess.read.is_over:
+            self._land(guess)
         slots, new = self._window.use(layer, units, keep)
-        places = slots * self._slot_bytes
-        addresses = places + self._address
-        if not len(new):
+        addresses = slots * self._slot_bytes + self._address
+        flights: list[_Flight] = []
+        if guess is not None and guess in self._flights:
+            late = np.flatnonzero(np.isin(units, guess.units, assume_unique=True))
+            if len(late):
+                addresses[late] = 0
+                flights.append(guess)
+        if len(new):
+            flights.append(self._take_off(layer, units[new], slots[new]))
+            addresses[new] = 0
+        if not flights:
             return Arrival(addresses)
-        missing, arriving = units[new], addresses[new]
-        try:
-            read = self._reader.start(group, missing, self._memory, places[new], self._gap)
-        except BaseException:
-            self._window.forget(layer, missing)
-            raise
-        addresses[new] = 0
-        self._reads += read.reads
-        self._read_bytes += read.nbytes
 
         def finish() -> BaseException | None:
-            self._pending.remove(arrival)
-            failures = read.join()
-            for begin, end, _ in failures:
-                self._window.forget(layer, missing[begin:end])
-                arriving[begin:end] = 0
-            addresses[new] = arriving
-            return failures[0][2] if failures else None
+            for flight in flights:
+                self._land(flight)
+            coming = np.flatnonzero(addresses == 0)
+            found = self._window.find(layer, units[coming])
+            there = found >= 0
+            addresses[coming[there]] = found[there] * self._slot_bytes + self._address
+            # A failure among units that were guessed, but not asked for, is nobody's.
+            errors = [flight.error for flight in flights if flight.error]
+            return errors[0] if errors and not there.all() else None
 
-        arrival = Arrival(addresses, read.nbytes, finish)
-        self._pending.append(arrival)
-        return arrival
+        return Arrival(addresses, finish)
 
     def reset(self) -> None:
         """Forget every unit, when what is on its way has arrived."""
@@ -184,10 +203,43 @@ class NeuronCache:
         self._window.reset()
         self._memory, self._buffer = memoryview(b""), huge_buffer(0)
 
+    def _check(self, layer: int, units: NDArray[np.int64]) -> None:
+        if self._closed:
+            raise EngineError("the neuron cache is closed; open the model again")
+        group = self._groups[layer]
+        if len(units) and not 0 <= units[0] <= units[-1] < group.units:
+            raise InvalidInput(f"units of {group.name!r} are 0 to {group.units - 1}, not {units}")
+        if not (units[1:] > units[:-1]).all():
+            raise InvalidInput(f"units of {group.name!r} are not in ascending order: {units}")
+
+    def _take_off(self, layer: int, units: NDArray[np.int64], slots: NDArray[np.int64]) -> _Flight:
+        """Begin to read units into their slots."""
+        places = slots * self._slot_bytes
+        try:
+            read = self._reader.start(self._groups[layer], units, self._memory, places, self._gap)
+        except BaseException:
+            self._window.forget(layer, units)
+            raise
+        self._reads += read.reads
+        self._read_bytes += read.nbytes
+        flight = _Flight(layer, units, read)
+        self._flights.append(flight)
+        return flight
+
+    def _land(self, flight: _Flight) -> None:
+        """Wait for it; units whose reads failed lose their slots."""
+        if flight not in self._flights:
+            return
+        failures = flight.read.join()
+        self._flights.remove(flight)
+        for begin, end, error in failures:
+            self._window.forget(flight.layer, flight.units[begin:end])
+            flight.error = flight.error or error
+
     def _join_all(self) -> None:
         """Wait for everything on its way."""
-        for arrival in self._pending.copy():
-            arrival.join()
+        for flight in self._flights.copy():
+            self._land(flight)
 
 
 def _slot_bytes(model: FlashModel, groups: Sequence[Group]) -> int:

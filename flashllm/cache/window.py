@@ -22,10 +22,11 @@ class _Use:
     """Units that one layer used at one token. Those before `at` are done with, and so is every one
     that has been used again since.
 
-    brought: the token that queued them, which is later if they count as used long ago.
+    stamp: which use, see Window. brought: the token that queued them, which is later if they count
+    as used long ago.
     """
 
-    step: int
+    stamp: int
     ids: Integers
     brought: int
     at: int = 0
@@ -39,7 +40,8 @@ class Window:
     up, so that the window shrinks. Tokens computed in one step use units at the last of them.
 
     All steps cost as much as what they use and what is let go, however many units there are: uses
-    are queued, oldest first, and a unit's stamp tells whether a queued use is its last.
+    are queued, oldest first, and a unit's stamp tells whether a queued use is its last: twice the
+    step, and 1 more if it was not only reserved.
     """
 
     def __init__(
@@ -63,8 +65,8 @@ class Window:
     def reset(self) -> None:
         """Take all slots back."""
         total = self._begins[-1]
-        # By unit, those of a layer after those of the one before: its slot or -1, and the step
-        # that used it last or 0.
+        # By unit, those of a layer after those of the one before: its slot or -1, and the stamp
+        # of its last use or 0.
         self._slot = np.full(total, -1, np.int32)
         self._stamp = np.zeros(total, np.int32)
         self._step = self._oldest = 1  # the last token begun, and the first of the window
@@ -75,6 +77,7 @@ class Window:
         self._uses: deque[_Use] = deque()
         self._entries = 0
         self._looked = 0
+        self._settled = False
 
     @property
     def used(self) -> int:
@@ -96,7 +99,7 @@ class Window:
         if self._window is not None:
             self._oldest = max(1, self._step + 1 - self._window)
         self._step += tokens
-        while self._uses and self._uses[0].step < self._oldest:
+        while self._uses and self._uses[0].stamp < 2 * self._oldest:
             self._let_go(self._drop_use())
 
     def use(
@@ -114,16 +117,42 @@ class Window:
         if self._layer_step[layer] == self._step:
             raise EngineError(f"layer {layer} is used twice in a step; begin the next step first")
         self._layer_step[layer] = self._step
-        ids = units + self._begins[layer]
-        slots = self._slot[ids].astype(np.int64)
-        new = np.flatnonzero(slots < 0)
+        return self._give(units + self._begins[layer], 2 * self._step + 1, keep)
+
+    def reserve(self, layer: int, units: Integers) -> tuple[Integers, Integers]:
+        """Before `use`: give slots to those of a layer's `units` that have none, as if used.
+
+        Returns those units and their slots, int64 both.
+        """
+        absent = units[self.find(layer, units) < 0]
+        slots, _ = self._give(absent + self._begins[layer], 2 * self._step, None)
+        return absent, slots
+
+    def find(self, layer: int, units: Integers) -> Integers:
+        """The slots of a layer's units, -1 of those that have none: int64 [units]."""
+        slots: Integers = self._slot[units + self._begins[layer]].astype(np.int64)
+        return slots
+
+    def _give(
+        self, ids: Integers, stamp: int, keep: NDArray[np.bool_] | None
+    ) -> tuple[Integers, Integers]:
+        """As `use`."""
+        slots = self._slot[ids]
         passing = None if keep is None or keep.all() else np.flatnonzero(~keep)
         before = None if passing is None else self._stamp[ids[passing]]
-        self._stamp[ids] = self._step  # of the new ones too, so that none of them makes room
+        self._stamp[ids] = stamp  # of the new ones too, so that none of them makes room
         self._looked += len(ids)
+        new = np.flatnonzero(slots < 0)
         crowded = self._frees < len(new)
         while self._frees < len(new):
             self._make_room(len(new) - self._frees)
+            if self._settled:  # what did not arrive has lost its slot, units of `ids` perhaps
+                self._settled = False
+                self._stamp[ids] = stamp
+                slots = self._slot[ids]
+                new = np.flatnonzero(slots < 0)
+        if passing is not None and before is not None:
+            before[slots[passing] < 0] = 0
         if len(new):
             taken = self._free[self._frees - len(new) : self._frees][::-1]
             self._frees -= len(new)
@@ -133,11 +162,11 @@ class Window:
             self._pass(ids[passing], before, crowded)
             ids = ids[keep]
         if len(ids):
-            self._uses.append(_Use(self._step, ids, self._step))
+            self._uses.append(_Use(stamp, ids, self._step))
             self._entries += len(ids)
         if self._entries > 2 * self.slots:
             self._compact()
-        return slots, new
+        return slots.astype(np.int64), new
 
     def forget(self, layer: int, units: Integers) -> None:
         """Take back the slots of a layer's units, of those that have one."""
@@ -159,12 +188,17 @@ class Window:
         if not np.array_equal(present, np.flatnonzero(self._stamp)):
             raise EngineError("stamps and slots disagree about which units are present")
         stamps = self._stamp[present]
-        if len(present) and not self._oldest <= stamps.min() <= stamps.max() <= self._step:
+        steps = stamps // 2
+        if len(present) and not self._oldest <= steps.min() <= steps.max() <= self._step:
             raise EngineError(f"a unit is present that was not used from token {self._oldest} on")
-        steps = [use.step for use in self._uses]
-        if steps != sorted(steps) or self._entries != sum(len(use.ids) for use in self._uses):
+        queued_steps = [use.stamp // 2 for use in self._uses]
+        if queued_steps != sorted(queued_steps) or self._entries != sum(
+            len(use.ids) for use in self._uses
+        ):
             raise EngineError("the queue of uses is out of order or miscounted")
-        last = [use.ids[use.at :][self._stamp[use.ids[use.at :]] == use.step] for use in self._uses]
+        last = [
+            use.ids[use.at :][self._stamp[use.ids[use.at :]] == use.stamp] for use in self._uses
+        ]
         queued = np.concatenate([np.zeros(0, np.int64), *last])
         if not np.array_equal(np.unique(queued), present):
             raise EngineError("units are present whose last use is not queued")
@@ -174,12 +208,12 @@ class Window:
 
         crowded: room was made, which has taken the oldest ones off the queue.
         """
-        oldest = self._uses[0].step if self._uses else self._step
+        oldest = self._uses[0].stamp | 1 if self._uses else 2 * self._step + 1
         self._stamp[ids] = before
         first = ids[before <= (oldest if crowded else 0)]
         if len(first):
-            self._stamp[first] = self._oldest
-            self._uses.appendleft(_Use(self._oldest, first, self._step))
+            self._stamp[first] = 2 * self._oldest
+            self._uses.appendleft(_Use(2 * self._oldest, first, self._step))
             self._entries += len(first)
 
     def _make_room(self, wanted: int) -> None:
@@ -187,8 +221,9 @@ class Window:
         use = self._uses[0]
         if use.brought == self._step:
             self._settle()
+            self._settled = True
         ids = use.ids[use.at : use.at + max(wanted, LEAST_LOOK)]
-        last = np.flatnonzero(self._stamp[ids] == use.step)
+        last = np.flatnonzero(self._stamp[ids] == use.stamp)
         self._looked += len(ids)
         looked = int(last[wanted]) if len(last) > wanted else len(ids)
         use.at += looked
@@ -202,7 +237,7 @@ class Window:
         self._entries -= len(use.ids)
         ids = use.ids[use.at :]
         self._looked += len(ids)
-        last: Integers = ids[self._stamp[ids] == use.step]
+        last: Integers = ids[self._stamp[ids] == use.stamp]
         return last
 
     def _let_go(self, ids: Integers) -> None:
@@ -218,7 +253,7 @@ class Window:
         self._entries = 0
         for use in uses:
             ids = use.ids[use.at :]
-            ids = ids[self._stamp[ids] == use.step]
+            ids = ids[self._stamp[ids] == use.stamp]
             if len(ids):
-                self._uses.append(_Use(use.step, ids, use.brought))
+                self._uses.append(_Use(use.stamp, ids, use.brought))
                 self._entries += len(ids)

@@ -62,6 +62,11 @@ class ScatteredRead:
         if not self.reads:
             self._finish()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens."""
+        return self._finished.is_set()
+
     def join(self) -> list[Failure]:
         """Return when nothing more happens: the reads that failed, in order of units."""
         wait_for(self._finished)

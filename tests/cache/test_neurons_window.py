@@ -79,6 +79,42 @@ def test_against_a_list_of_last_uses(
     assert made.used == 0
 
 
+@settings(max_examples=40)
+@given(steps, st.integers(UNITS, LAYERS * UNITS), st.none() | st.integers(0, 5))
+def test_what_was_reserved_is_there_until_others_need_its_slot(
+    script: list[list[tuple[list[int], list[int]]]], slots: int, window: int | None
+) -> None:
+    made = Window([UNITS] * LAYERS, slots, window)
+    for step in script:
+        for layer, (units, guess) in enumerate(step):
+            before = set(made.present(layer).tolist())
+            absent, places = made.reserve(layer, np.array(guess, np.int64))
+            assert set(absent.tolist()) == set(guess) - before
+            assert made.find(layer, absent).tolist() == places.tolist()
+            made.check_integrity()
+            after = set(made.present(layer).tolist())
+            places, new = made.use(layer, np.array(units, np.int64))
+            assert {units[i] for i in new} == set(units) - after
+            assert made.find(layer, np.array(units, np.int64)).tolist() == places.tolist()
+            made.check_integrity()
+            if slots == LAYERS * UNITS:
+                assert set(units) | set(guess) <= set(made.present(layer).tolist())
+        made.begin_step()
+        made.check_integrity()
+
+
+def test_slots_of_guesses_are_given_up_by_reads_that_failed_meanwhile() -> None:
+    """Room is made of what is on its way, which turns out not to arrive: units of this very use."""
+    made = Window([4, 4], 4, None, lambda: made.forget(0, np.array([1, 2])))
+    made.use(1, np.array([0]))
+    made.reserve(0, np.array([0, 1, 2]))
+    places, new = made.use(0, np.array([1, 2, 3]))
+    made.check_integrity()
+    assert new.tolist() == [0, 1, 2]  # 3 had a slot at no time, 1 and 2 none any more
+    assert made.find(0, np.array([1, 2, 3])).tolist() == places.tolist()
+    assert made.used == 4  # the fourth is that of a wrong guess
+
+
 @pytest.mark.parametrize("window", [None, 0, 1, 4])
 def test_many_steps(window: int | None) -> None:
     """Long enough for the queue of uses to be compacted, and for every bound to be met."""
