@@ -18,7 +18,7 @@ from flashllm.flash.format import FlashModel, Group, read_model
 from flashllm.flash.reader import UnitReader
 from flashllm.model import scan as scanning
 from flashllm.model.config import ModelConfig
-from flashllm.model.specs import AttentionSpec, FFNSpec, LayerKind, NormSpec, RopeSpec
+from flashllm.model.specs import AttentionSpec, BlockSpec, FFNSpec, LayerKind, NormSpec, RopeSpec
 
 LAYERS = 5
 VOCAB = 2048
@@ -42,8 +42,12 @@ def write(
     positions: bool = False,
     dtype: str = "f32",
     activation: str = "silu",
+    parallel: bool = False,
 ) -> Path:
-    """A model of 2 MB in about 200 units. With `positions` it is of OPT's kind."""
+    """A model of 2 MB in about 200 units. With `positions` it is of OPT's kind.
+
+    parallel: its attention and feed-forward read the same, as Falcon's do.
+    """
     rope = None if positions else RopeSpec(1e4, 16, "interleaved")
     config = ModelConfig(
         family="opt" if positions else "llama",
@@ -55,6 +59,7 @@ def write(
         ffn=FFNSpec(192, "relu" if positions else activation, gated=not positions, bias=positions),
         kinds=(LayerKind(rope),),
         layers=(0,) * LAYERS,
+        block=BlockSpec(parallel=parallel, shared_norm=parallel),
         tied_head=tied,
         learned_positions=positions,
     )

@@ -186,6 +186,16 @@ class Units:
         if self._neurons is not None:
             self._neurons.begin_step(tokens)
 
+    @property
+    def neurons_pass(self) -> bool:
+        """Whether units that are brought may have to be read first."""
+        return self._neurons is not None
+
+    def prefetch(self, group: str, units: NDArray[np.int64]) -> None:
+        """Begin to read units that `bring` may be asked for next: before it, once a step."""
+        if self._neurons is not None:
+            self._neurons.prefetch(self._layer_of[group], units)
+
     def bring(
         self, group: str, units: NDArray[np.int64], keep: NDArray[np.bool_] | None = None
     ) -> Brought:

@@ -46,13 +46,17 @@ class Block:
         """The layer as far as s.ffn_in, which the feed-forward reads."""
         _read(program, s, self.attention_norm, s.attention_in.values)
         if self.parallel:
-            _read(program, s, self.ffn_norm, s.ffn_in.values)
+            self.record_ffn_in(program, s)
         out, accumulate = self._target(s, self.attention_post_norm)
         self.attention.record(program, s, out, accumulate=accumulate)
         if self.attention_post_norm:
             self.attention_post_norm.record(program, s.branch, s.x, accumulate=True)
         if not self.parallel:
-            _read(program, s, self.ffn_norm, s.ffn_in.values)
+            self.record_ffn_in(program, s)
+
+    def record_ffn_in(self, program: Program, s: StepBuffers) -> None:
+        """s.ffn_in from the residual stream as it is."""
+        _read(program, s, self.ffn_norm, s.ffn_in.values)
 
     def record_ffn(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from flashllm.kernels.program import Program
 from flashllm.kernels.weights import (
@@ -18,6 +18,9 @@ from flashllm.kernels.weights import (
 
 class Firing(Protocol):
     """Says which neurons fire for what the feed-forward reads."""
+
+    is_cheap: ClassVar[bool]
+    """Whether it takes little of a layer's time, so that it can be asked twice."""
 
     @property
     def reads_codes(self) -> bool:
@@ -38,6 +41,7 @@ class LowRank:
     up: TileMatrix
     bias: Floats
     hidden: Activations
+    is_cheap: ClassVar[bool] = True
 
     @property
     def reads_codes(self) -> bool:
@@ -62,6 +66,7 @@ class Exact:
     rows: RowFFN
     activation: Nonlinearity
     bias: Floats | None
+    is_cheap: ClassVar[bool] = False
 
     @property
     def reads_codes(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from flashllm.kernels.program import Program
 from flashllm.kernels.weights import Floats
@@ -28,10 +29,16 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class SparsePath:
-    """How a few tokens pass a layer: attention, then the neurons that are expected to fire."""
+    """How a few tokens pass a layer: attention, then the neurons that are expected to fire.
+
+    foresee: says which neurons those may be before attention is computed, which then hides their
+    reads; with the weights of attention's stage. Unless `is_sure`, it only guesses.
+    """
 
     attention: Piece
     ffn: SparseFeedForward
+    foresee: Program | None = None
+    is_sure: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Layer:
     def run(self, rows: int, stages: Stages, observer: Observer | None) -> None:
         """Pass `rows` rows of the residual stream. Raises what fetching a stage does."""
         for piece in self.pieces:
-            _run(piece, rows, stages)
+            with _fetched(piece, stages):
+                piece.program.run(rows)
             if observer and piece.neurons:
                 s, count = self.buffers, len(piece.neurons)
                 x, hidden = s.ffn_in.values[:rows, : s.hidden], s.neurons.values[:rows, :count]
@@ -54,16 +62,23 @@ class Layer:
 
     def run_sparse(self, rows: int, stages: Stages) -> None:
         """The same, for at most SPARSE_ROWS rows, of neurons that are expected to fire alone."""
-        if self.sparse is None:
+        path = self.sparse
+        if path is None:
             self.run(rows, stages, None)
             return
-        _run(self.sparse.attention, rows, stages)
-        self.sparse.ffn.run(rows)
+        with _fetched(path.attention, stages):
+            if path.foresee and (path.is_sure or path.ffn.may_read):
+                path.foresee.run(rows)
+                path.ffn.prefetch(rows)
+            path.attention.program.run(rows)
+        path.ffn.run(rows)
 
 
-def _run(piece: Piece, rows: int, stages: Stages) -> None:
+@contextlib.contextmanager
+def _fetched(piece: Piece, stages: Stages) -> Iterator[None]:
+    """Its stage is in memory meanwhile."""
     stages.fetch(piece.stage)
     try:
-        piece.program.run(rows)
+        yield
     finally:
         stages.release()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,19 @@ from flashllm.kernels.program import Integers, Program
 from flashllm.kernels.weights import Activations, Floats, Nonlinearity, RowFFN
 from flashllm.layers.buffers import StepBuffers
 
-Bring = Callable[[NDArray[np.int64], NDArray[np.bool_] | None], Brought]
-"""Begins to bring units, in ascending order, which then remain for this step; and says of each
-whether to count that it was used, None if all are to."""
+
+class NeuronUnits(Protocol):
+    """The units of a feed-forward, given in ascending order.
+
+    they_pass: whether they may have to be read first. bring: they then remain for this step; keep
+    says of each whether to count that it was used, None if all are to. prefetch: a guess at what
+    `bring` will be asked for, before it.
+    """
+
+    @property
+    def they_pass(self) -> bool: ...
+    def prefetch(self, units: NDArray[np.int64]) -> None: ...
+    def bring(self, units: NDArray[np.int64], keep: NDArray[np.bool_] | None) -> Brought: ...
 
 
 @dataclasses.dataclass
@@ -111,7 +122,7 @@ class SparseFeedForward:
         gate_bias: Floats | None,
         up_bias: Floats | None,
         record_down: Callable[[RowFFN, Activations], Program],
-        bring: Bring,
+        units: NeuronUnits,
         neurons_per_unit: int,
         neuron_bytes: int,
     ):
@@ -122,17 +133,28 @@ class SparseFeedForward:
         self._neurons = len(ffn.table)
         self._biases = (gate_bias, up_bias)
         self._down = record_down(dataclasses.replace(ffn, table=s.table, count=s.count), s.fired)
-        self._bring = bring
+        self._units = units
         self._per_unit = neurons_per_unit
         self._neuron_bytes = neuron_bytes
+
+    @property
+    def may_read(self) -> bool:
+        """Whether neurons may have to be read first, so that it is worth foreseeing them."""
+        return self._units.they_pass
+
+    def prefetch(self, rows: int) -> None:
+        """Begin to read neurons, by scores of what is only close to what `run` will have."""
+        start = time.perf_counter()
+        ids, _ = self._chosen(rows)
+        self._units.prefetch(self._units_of(ids)[0])
+        self._s.counts.manage_s += time.perf_counter() - start
 
     def run(self, rows: int) -> None:
         """Add the result to the residual stream. Raises what bringing units does."""
         s, start = self._s, time.perf_counter()
-        fires = s.scores.values[:rows, : self._neurons] > 0
-        ids = np.flatnonzero(fires[0] if rows == 1 else fires.any(axis=0))
-        units, unit_of, within = self._units(ids)
-        brought = self._bring(units, self._kept(ids, unit_of, len(units), fires))
+        ids, fires = self._chosen(rows)
+        units, unit_of, within = self._units_of(ids)
+        brought = self._units.bring(units, self._kept(ids, unit_of, len(units), fires))
         found = brought.addresses[unit_of]
         near, far = np.flatnonzero(found), np.flatnonzero(found == 0)
         addresses = found + within
@@ -148,7 +170,12 @@ class SparseFeedForward:
         s.counts.fired += int(np.count_nonzero(fires))
         s.counts.neurons += rows * self._neurons
 
-    def _units(
+    def _chosen(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The neurons that some row expects to fire, and bool [rows, neurons]: of which row."""
+        fires = self._s.scores.values[:rows, : self._neurons] > 0
+        return np.flatnonzero(fires[0] if rows == 1 else fires.any(axis=0)), fires
+
+    def _units_of(
         self, ids: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64] | slice, NDArray[np.int64] | int]:
         """The units that hold neurons, none twice; which of them each is in, and where in it."""

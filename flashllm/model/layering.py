@@ -14,7 +14,7 @@ from flashllm.layers.ffn import FeedForward
 from flashllm.layers.firing import Firing
 from flashllm.layers.layer import Layer, Piece, SparsePath
 from flashllm.layers.sparse_ffn import (
-    Bring,
+    NeuronUnits,
     SparseBuffers,
     SparseCounts,
     SparseFeedForward,
@@ -67,15 +67,35 @@ class Layering:
         return Piece(stage, program, range(first, end))
 
     def sparse_path(
-        self, block: Block, weights: RowFFN, stage: int, part: FFNPart, firing: Firing, bring: Bring
+        self,
+        block: Block,
+        weights: RowFFN,
+        stage: int,
+        part: FFNPart,
+        firing: Firing,
+        units: NeuronUnits,
     ) -> SparsePath:
         """How a few tokens pass a layer whose neurons are `weights`, its attention in `stage`."""
         ffn, s = block.ffn, self._sparse_buffers(block.ffn, weights)
+
+        def record_firing(program: Program) -> None:
+            if ffn.reads_codes or firing.reads_codes:
+                program.quantize(self._buffers.ffn_in)
+            firing.record(program, self._buffers.ffn_in, s.scores)
+
+        # A parallel block's feed-forward reads what its attention does. Elsewhere attention changes
+        # that little: a predictor says nearly the same of what entered the layer, and is cheap.
+        foresee = None
+        if block.parallel or firing.is_cheap:
+            foresee = self._make_program(SPARSE_ROWS)
+            block.record_ffn_in(foresee, self._buffers)
+            record_firing(foresee)
         attention = self._make_program(SPARSE_ROWS)
         block.record_attention(attention, self._buffers)
-        if ffn.reads_codes or firing.reads_codes:
+        if not block.parallel:
+            record_firing(attention)
+        elif ffn.reads_codes:
             attention.quantize(self._buffers.ffn_in)
-        firing.record(attention, self._buffers.ffn_in, s.scores)
 
         def record_down(chosen: RowFFN, hidden: Activations) -> Program:
             program = self._make_program(SPARSE_ROWS)
@@ -92,11 +112,11 @@ class Layering:
             ffn.gate_bias,
             ffn.up_bias,
             record_down,
-            bring,
+            units,
             part.neurons_per_unit,
             part.grain_bytes,
         )
-        return SparsePath(Piece(stage, attention), sparse)
+        return SparsePath(Piece(stage, attention), sparse, foresee, is_sure=block.parallel)
 
     def _sparse_buffers(self, ffn: FeedForward, weights: RowFFN) -> SparseBuffers:
         """Those of all layers of this shape."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
+from flashllm.cache.brought import Brought
 from flashllm.cache.policy import SPARSE_ROWS
 from flashllm.cache.units import Units
 from flashllm.errors import CorruptModel, UnsupportedModel
@@ -40,6 +44,24 @@ def check_sparse(model: FlashModel, config: ModelConfig, sparse: str) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _GroupUnits:
+    """The units of one group: a NeuronUnits."""
+
+    units: Units
+    group: str
+
+    @property
+    def they_pass(self) -> bool:
+        return self.units.neurons_pass
+
+    def prefetch(self, units: NDArray[np.int64]) -> None:
+        self.units.prefetch(self.group, units)
+
+    def bring(self, units: NDArray[np.int64], keep: NDArray[np.bool_] | None) -> Brought:
+        return self.units.bring(self.group, units, keep)
+
+
 class SparseWiring:
     """Makes the sparse paths of a model's layers, all in one way.
 
@@ -66,8 +88,8 @@ class SparseWiring:
         if not isinstance(weights, RowFFN):
             raise UnsupportedModel(f"{self._model.path}: layer {i} is not of codec row")
         firing = self._low_rank(i, part) if self._sparse == "predictor" else self._exact(i, block)
-        bring = functools.partial(self._units.bring, f"layers.{i}.ffn")
-        return self._layering.sparse_path(block, weights, stage, part, firing, bring)
+        units = _GroupUnits(self._units, f"layers.{i}.ffn")
+        return self._layering.sparse_path(block, weights, stage, part, firing, units)
 
     def _low_rank(self, i: int, part: FFNPart) -> Firing:
         name = predictor_group(i)

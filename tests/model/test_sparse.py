@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import sparse_model
 import streamed
 
 from flashllm.errors import InvalidInput, UnsupportedModel
@@ -28,6 +30,13 @@ def relu_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return streamed.write(
         tmp_path_factory.mktemp("llama") / "m", codec="row", activation="relu", dtype="q8"
     )
+
+
+@pytest.fixture(scope="module")
+def relu_falcon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of parallel blocks."""
+    folder = tmp_path_factory.mktemp("falcon") / "m"
+    return streamed.write(folder, codec="row", activation="relu", parallel=True)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +70,7 @@ def budgets(folder: Path, sparse: str) -> list[int | None]:
 
 @pytest.mark.parametrize("sparse", ["oracle", "gate"])
 @pytest.mark.parametrize("window", [None, 0, 1, 4])
-@pytest.mark.parametrize("model", ["opt", "relu_llama"])
+@pytest.mark.parametrize("model", ["opt", "relu_llama", "relu_falcon"])
 def test_exact_choice_gives_the_dense_result_at_every_budget_and_window(
     model: str, window: int | None, sparse: str, request: pytest.FixtureRequest
 ) -> None:
@@ -78,6 +87,27 @@ def test_exact_choice_gives_the_dense_result_at_every_budget_and_window(
             assert 0 < counts.fired < counts.neurons
         finally:
             decoder.close()
+
+
+@pytest.mark.parametrize("window", [None, 0, 2])
+def test_predictors_choose_alike_at_every_budget_and_foresee_reads(
+    window: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sparse_model.write(tmp_path)
+    monkeypatch.setattr("test_sparse.TOKENS", [token % 300 for token in TOKENS])
+    resident = load_decoder(folder, LoadOptions(None, 96, sparse="predictor"))
+    expected = one_by_one(resident)
+    resident.close()
+    for layers in (1, 1.2, 3):
+        budget = sparse_model.budget(folder, "predictor", layers)
+        options = LoadOptions(budget, 64, sparse="predictor", window=window)
+        decoder = load_decoder(folder, options)
+        cache = decoder._units._neurons  # type: ignore[attr-defined]
+        with mock.patch.object(cache, "prefetch", wraps=cache.prefetch) as prefetch:
+            assert np.array_equal(one_by_one(decoder), expected), layers
+        assert prefetch.call_count == len(TOKENS) * sparse_model.LAYERS
+        cache.check_integrity()
+        decoder.close()
 
 
 def test_few_tokens_at_once_are_as_one_by_one(opt: Path) -> None:
