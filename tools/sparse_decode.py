@@ -79,7 +79,7 @@ class Recording(Units):
 
     def bring(self, group: str, units: NDArray[np.int64], *args: Any, **options: Any) -> Any:
         """Remember, and bring."""
-        self.asked[-1].append((group, units))
+        self.asked[-1].append((group, units.copy()))
         return super().bring(group, units, *args, **options)
 
 

@@ -33,9 +33,9 @@ from flashllm.model.options import LoadOptions, Sparse
 DEFAULT = "default"
 SETTINGS: dict[str, tuple[str, ...]] = {
     DEFAULT: (),
-    "recall-0.90": ("--recall", "0.90"),
-    "recall-0.95": ("--recall", "0.95"),
-    "recall-0.99": ("--recall", "0.99"),
+    "recall-0.90": ("--rank", "64", "--recall", "0.90"),
+    "recall-0.95": ("--rank", "64", "--recall", "0.95"),
+    "recall-0.99": ("--rank", "64", "--recall", "0.99"),
     "rank-32": ("--rank", "32"),
     "rank-64": ("--rank", "64"),
     "rank-128": ("--rank", "128"),
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--text", type=Path, required=True, help="to calibrate with")
     parser.add_argument("--held-out", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=60_000, help="to calibrate with")
+    parser.add_argument("--tokens", type=int, default=40_000, help="to calibrate with")
     parser.add_argument("--held-tokens", type=int, default=6000, help="of the text held out")
     options = parser.parse_args()
     options.target.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def evaluated(decoder: Decoder, tokens: list[int], window: int) -> score.SparseC
 
 def loaded(model: Path, sparse: Sparse | None) -> Decoder:
     """The model, all of it in memory."""
-    options = LoadOptions(mem_budget=None, n_ctx=2 * (WINDOW + GENERATED), sparse=sparse)
+    options = LoadOptions(mem_budget=None, sparse=sparse)
     return load_decoder(model, options, step_tokens=64)
 
 

@@ -15,6 +15,7 @@ from flashllm.flash.format import FlashModel, Group
 from flashllm.flash.reader import UnitReader
 from flashllm.flash.scatter import THREADS, ScatteredRead, ScatteredReader
 from flashllm.kernels.memory import huge_buffer
+from flashllm.kernels.slots import are_ascending, clear_common, places
 
 
 @dataclasses.dataclass(eq=False)
@@ -118,7 +119,7 @@ class NeuronCache:
 
     @property
     def reads(self) -> int:
-        """Reads begun so far."""
+        """Reads made so far: of what has been waited for."""
         return self._reads
 
     @property
@@ -160,13 +161,12 @@ class NeuronCache:
         if guess is not None and guess.read.is_over:
             self._land(guess)
         slots, new = self._window.use(layer, units, keep)
-        addresses = slots * self._slot_bytes + self._address
+        addresses: NDArray[np.int64] = np.empty(len(units), np.int64)
+        places(slots, self._slot_bytes, self._address, addresses)
         flights: list[_Flight] = []
-        if guess is not None and guess in self._flights:
-            late = np.flatnonzero(np.isin(units, guess.units, assume_unique=True))
-            if len(late):
-                addresses[late] = 0
-                flights.append(guess)
+        in_flight = guess is not None and guess in self._flights
+        if guess is not None and in_flight and clear_common(units, guess.units, addresses):
+            flights.append(guess)
         if len(new):
             flights.append(self._take_off(layer, units[new], slots[new]))
             addresses[new] = 0
@@ -207,10 +207,11 @@ class NeuronCache:
         if self._closed:
             raise EngineError("the neuron cache is closed; open the model again")
         group = self._groups[layer]
-        if len(units) and not 0 <= units[0] <= units[-1] < group.units:
-            raise InvalidInput(f"units of {group.name!r} are 0 to {group.units - 1}, not {units}")
-        if not (units[1:] > units[:-1]).all():
-            raise InvalidInput(f"units of {group.name!r} are not in ascending order: {units}")
+        if not are_ascending(units, group.units):
+            raise InvalidInput(
+                f"units of {group.name!r} are 0 to {group.units - 1}, in ascending order, "
+                f"not {units}"
+            )
 
     def _take_off(self, layer: int, units: NDArray[np.int64], slots: NDArray[np.int64]) -> _Flight:
         """Begin to read units into their slots."""
@@ -220,8 +221,6 @@ class NeuronCache:
         except BaseException:
             self._window.forget(layer, units)
             raise
-        self._reads += read.reads
-        self._read_bytes += read.nbytes
         flight = _Flight(layer, units, read)
         self._flights.append(flight)
         return flight
@@ -232,6 +231,8 @@ class NeuronCache:
             return
         failures = flight.read.join()
         self._flights.remove(flight)
+        self._reads += flight.read.reads
+        self._read_bytes += flight.read.nbytes
         for begin, end, error in failures:
             self._window.forget(flight.layer, flight.units[begin:end])
             flight.error = flight.error or error

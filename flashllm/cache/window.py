@@ -10,11 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashllm.errors import EngineError
+from flashllm.kernels import slots as native
 
 Integers = NDArray[np.int64]
-
-LEAST_LOOK = 256
-"""How many entries to look at at once for one to give up: NumPy's calls cost more than these."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -100,7 +98,7 @@ class Window:
             self._oldest = max(1, self._step + 1 - self._window)
         self._step += tokens
         while self._uses and self._uses[0].stamp < 2 * self._oldest:
-            self._let_go(self._drop_use())
+            self._let_go_oldest(self.slots)
 
     def use(
         self, layer: int, units: Integers, keep: NDArray[np.bool_] | None = None
@@ -137,27 +135,22 @@ class Window:
         self, ids: Integers, stamp: int, keep: NDArray[np.bool_] | None
     ) -> tuple[Integers, Integers]:
         """As `use`."""
-        slots = self._slot[ids]
+        slots: Integers = np.empty(len(ids), np.int64)
         passing = None if keep is None or keep.all() else np.flatnonzero(~keep)
         before = None if passing is None else self._stamp[ids[passing]]
-        self._stamp[ids] = stamp  # of the new ones too, so that none of them makes room
+        # Stamps the new ones too, so that none of them makes room.
+        absent = native.mark(self._slot, self._stamp, ids, stamp, slots)
         self._looked += len(ids)
-        new = np.flatnonzero(slots < 0)
-        crowded = self._frees < len(new)
-        while self._frees < len(new):
-            self._make_room(len(new) - self._frees)
+        crowded = self._frees < absent
+        while self._frees < absent:
+            self._make_room(absent - self._frees)
             if self._settled:  # what did not arrive has lost its slot, units of `ids` perhaps
                 self._settled = False
-                self._stamp[ids] = stamp
-                slots = self._slot[ids]
-                new = np.flatnonzero(slots < 0)
+                absent = native.mark(self._slot, self._stamp, ids, stamp, slots)
         if passing is not None and before is not None:
             before[slots[passing] < 0] = 0
-        if len(new):
-            taken = self._free[self._frees - len(new) : self._frees][::-1]
-            self._frees -= len(new)
-            slots[new] = taken
-            self._slot[ids[new]] = taken
+        new: Integers = np.empty(absent, np.int64)
+        self._frees = native.fill(self._slot, ids, slots, self._free, self._frees, new)
         if passing is not None and before is not None:
             self._pass(ids[passing], before, crowded)
             ids = ids[keep]
@@ -166,7 +159,7 @@ class Window:
             self._entries += len(ids)
         if self._entries > 2 * self.slots:
             self._compact()
-        return slots.astype(np.int64), new
+        return slots, new
 
     def forget(self, layer: int, units: Integers) -> None:
         """Take back the slots of a layer's units, of those that have one."""
@@ -218,27 +211,22 @@ class Window:
 
     def _make_room(self, wanted: int) -> None:
         """Look at some of the oldest uses, and let units go for which they were the last."""
-        use = self._uses[0]
-        if use.brought == self._step:
+        if self._uses[0].brought == self._step:
             self._settle()
             self._settled = True
-        ids = use.ids[use.at : use.at + max(wanted, LEAST_LOOK)]
-        last = np.flatnonzero(self._stamp[ids] == use.stamp)
-        self._looked += len(ids)
-        looked = int(last[wanted]) if len(last) > wanted else len(ids)
-        use.at += looked
-        self._let_go(ids[last[:wanted]])
-        if use.at == len(use.ids):
-            self._drop_use()
+        self._let_go_oldest(wanted)
 
-    def _drop_use(self) -> Integers:
-        """Take the oldest use from the queue; returns those units for which it was the last."""
-        use = self._uses.popleft()
-        self._entries -= len(use.ids)
-        ids = use.ids[use.at :]
-        self._looked += len(ids)
-        last: Integers = ids[self._stamp[ids] == use.stamp]
-        return last
+    def _let_go_oldest(self, wanted: int) -> None:
+        """Let units go for which the oldest use was the last, so many at most."""
+        use = self._uses[0]
+        before = use.at
+        use.at, self._frees = native.let_go(
+            self._slot, self._stamp, use.ids, use.at, use.stamp, wanted, self._free, self._frees
+        )
+        self._looked += use.at - before
+        if use.at == len(use.ids):
+            self._uses.popleft()
+            self._entries -= use.at
 
     def _let_go(self, ids: Integers) -> None:
         self._free[self._frees : self._frees + len(ids)] = self._slot[ids]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
@@ -30,37 +31,42 @@ Failure = tuple[int, int, BaseException]
 """A read that failed: its first unit and the one after its last, as positions, and why."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How units are read: read(begin, end) brings units begin .. end-1, which bounds[i] and
+    bounds[i + 1] are; nbytes in all.
+
+    share: how many reads a thread takes at a time. read_many(queue, i, j) does reads i .. j-1 and
+    returns those that did not succeed, to be done by `read`, which says why if it cannot.
+    """
+
+    read: Callable[[int, int], None]
+    bounds: list[int]
+    nbytes: int
+    share: int
+    read_many: ReadMany | None
+
+
 class ScatteredRead:
     """Units on their way; made by ScatteredReader.start. Any thread may call.
 
-    nbytes: what is read, that between units included. reads: by how many reads.
+    Once it is over: nbytes, what was read, that between units included; reads, by how many reads.
     """
 
-    def __init__(
-        self,
-        read: Callable[[int, int], None],
-        bounds: list[int],
-        nbytes: int,
-        share: int = 1,
-        read_many: ReadMany | None = None,
-    ):
-        """read(begin, end) reads units begin .. end-1, which bounds[i] and bounds[i + 1] are.
-
-        share: how many reads a thread takes at a time. read_many(queue, i, j) does reads i .. j-1
-        and returns those that did not succeed, to be done by `read`, which says why if it cannot.
+    def __init__(self, units: int, plan: Callable[[], _Plan]):
+        """plan() is called by the first thread that reads: the one that starts it has other work,
+        and of 0.2 ms that this takes in the midst of a token, most is waiting for memory.
         """
-        self.nbytes = nbytes
-        self._share = share
-        self._read_many = read_many
-        self.reads = self._left = len(bounds) - 1
-        self._read: Callable[[int, int], None] | None = read
-        self._bounds = bounds
-        self._next = 0
+        self.nbytes = self.reads = 0
+        self._units = units
+        self._make_plan: Callable[[], _Plan] | None = plan
+        self._plan: _Plan | None = None
+        self._left = self._next = 0
         self._failures: list[Failure] = []
         self._lock = threading.Lock()
         self._finished = threading.Event()
-        if not self.reads:
-            self._finish()
+        if not units:
+            self._finished.set()
 
     @property
     def is_over(self) -> bool:
@@ -74,22 +80,24 @@ class ScatteredRead:
 
     def work(self, queue: Callable[[], ReadQueue | None]) -> None:
         """Read what no other thread has taken, until nothing is left: for the reader's threads."""
-        read, read_many, failed = self._read, self._read_many, list[Failure]()
-        done = 0
-        while read is not None:
+        plan = self._planned()
+        if plan is None:
+            return
+        failed, done = list[Failure](), 0
+        while True:
             with self._lock:
-                first, stop = self._next, min(self._next + self._share, self.reads)
+                first, stop = self._next, min(self._next + plan.share, self.reads)
                 self._next = stop
             if first == stop:
                 break
             left: Iterable[int] = range(first, stop)
-            if read_many is not None and (asynchronous := queue()) is not None:
+            if plan.read_many is not None and (asynchronous := queue()) is not None:
                 with contextlib.suppress(Exception):  # which then meets `read` as well
-                    left = read_many(asynchronous, first, stop)
+                    left = plan.read_many(asynchronous, first, stop)
             for i in left:
-                begin, end = self._bounds[i : i + 2]
+                begin, end = plan.bounds[i : i + 2]
                 try:
-                    read(begin, end)
+                    plan.read(begin, end)
                 except BaseException as error:
                     failed.append((begin, end, error))
             done += stop - first
@@ -102,8 +110,23 @@ class ScatteredRead:
                 self._failures.sort(key=lambda failure: failure[0])
                 self._finish()
 
+    def _planned(self) -> _Plan | None:
+        """The plan, made now if it is not; None if nothing is left to do."""
+        with self._lock:
+            if self._make_plan is not None:
+                make, self._make_plan = self._make_plan, None
+                try:
+                    plan = self._plan = make()
+                except BaseException as error:
+                    self._failures = [(0, self._units, error)]
+                    self._finished.set()
+                else:
+                    self.nbytes = plan.nbytes
+                    self.reads = self._left = len(plan.bounds) - 1
+            return self._plan
+
     def _finish(self) -> None:
-        self._read = self._read_many = None  # a read that is over keeps no memory alive
+        self._plan = None  # a read that is over keeps no memory alive
         self._finished.set()
 
 
@@ -133,28 +156,33 @@ class ScatteredReader(QueueThreads[ScatteredRead]):
 
         Unit i goes to memory[places[i]:]; nobody else may touch it until the read is over. Units
         with no more than `gap` bytes between them are read together. Each is verified, see
-        UnitReader.read_scattered. Raises EngineError after close.
+        UnitReader.read_scattered. Nobody may change `units` and `places`. Raises EngineError after
+        close.
         """
-        begins, ends = group.offsets[units], group.offsets[units + 1]
-        bounds = cut_runs(begins, ends, gap, len(self))
-        nbytes = int((ends[bounds[1:] - 1] - begins[bounds[:-1]]).sum())
-        ids, starts = units.tolist(), places.tolist()
-        stops = (places + (ends - begins)).tolist()
-
-        def read(begin: int, end: int) -> None:
-            out = [memory[starts[i] : stops[i]] for i in range(begin, end)]
-            self._reader.read_scattered(group, ids[begin:end], out)
-
-        threads, share, read_many = len(self), 1, None
         file = None
         with contextlib.suppress(FlashError):  # which then meets the reads as well
             file = self._reader.direct_file(group)
-        if file is not None:
-            threads = min(threads, ASYNCHRONOUS_THREADS)
+        threads = len(self) if file is None else min(len(self), ASYNCHRONOUS_THREADS)
+
+        def plan() -> _Plan:
+            begins, ends = group.offsets[units], group.offsets[units + 1]
+            bounds = cut_runs(begins, ends, gap, len(self))
+            nbytes = int((ends[bounds[1:] - 1] - begins[bounds[:-1]]).sum())
+
+            def read(begin: int, end: int) -> None:
+                sizes = (ends - begins)[begin:end].tolist()
+                spans = zip(places[begin:end].tolist(), sizes, strict=True)
+                out = [memory[place : place + size] for place, size in spans]
+                self._reader.read_scattered(group, units[begin:end].tolist(), out)
+
+            if file is None:
+                return _Plan(read, bounds.tolist(), nbytes, 1, None)
             share = max(1, ceil_div(len(bounds) - 1, threads))
-            read_many = self._many(file, group, units, memory, places, bounds)
-        scattered = ScatteredRead(read, bounds.tolist(), nbytes, share, read_many)
-        self._put(*[scattered] * min(scattered.reads, threads))
+            many = self._many(file, group, units, (begins, ends), memory, places, bounds)
+            return _Plan(read, bounds.tolist(), nbytes, share, many)
+
+        scattered = ScatteredRead(len(units), plan)
+        self._put(*[scattered] * min(len(units), threads))
         return scattered
 
     def _many(
@@ -162,18 +190,22 @@ class ScatteredReader(QueueThreads[ScatteredRead]):
         file: int,
         group: Group,
         units: NDArray[np.int64],
+        extents: tuple[NDArray[np.int64], NDArray[np.int64]],
         memory: memoryview,
         places: NDArray[np.int64],
         bounds: NDArray[np.int64],
     ) -> ReadMany:
-        """Does reads of `start` asynchronously: it returns those that did not come right."""
-        begins, ends = group.offsets[units], group.offsets[units + 1]
-        base = np.frombuffer(memory, np.uint8).ctypes.data
-        ids, starts, limits = units.tolist(), places.tolist(), bounds.tolist()
+        """Does reads of `start` asynchronously: it returns those that did not come right.
+
+        extents: where units begin and end.
+        """
+        begins, ends = extents
 
         def read_many(queue: ReadQueue, first: int, stop: int) -> list[int]:
             # Before each unit a piece for the hole before it, dropped where there is none.
             at = slice(bounds[first], bounds[stop])
+            base = np.frombuffer(memory, np.uint8).ctypes.data
+            ids, starts = units[at].tolist(), places[at].tolist()
             runs = bounds[first : stop + 1] - bounds[first]
             waste = self._scratch.bounce
             pieces = np.zeros((runs[-1], 2), IOVEC)
@@ -187,10 +219,10 @@ class ScatteredReader(QueueThreads[ScatteredRead]):
             used = pieces["nbytes"] > 0
             counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(used.sum(axis=1))])
             sizes = (ends[at][runs[1:] - 1] - begins[at][runs[:-1]]).tolist()
-            wrong: list[int] = []
+            limits, wrong = runs.tolist(), list[int]()
 
             def check(i: int, result: int) -> None:
-                held = range(limits[first + i], limits[first + i + 1])
+                held = range(limits[i], limits[i + 1])
                 if result != sizes[i] or not all(
                     self._reader.is_whole(group, ids[j], memory[starts[j] :]) for j in held
                 ):

@@ -209,6 +209,17 @@ def inline(function: Callable[..., Any]) -> Any:
 
 def entry(function: Callable[..., Any]) -> Any:
     """Make `function` callable from Python: compiled at the first call, cached, GIL released."""
-    dispatcher = numba.njit(nogil=True, **_FLAGS)(function)
+    return _entry(function, nogil=True)
+
+
+def brief(function: Callable[..., Any]) -> Any:
+    """As entry, for what takes microseconds: the GIL is kept, which other threads that read would
+    give back only after as many.
+    """
+    return _entry(function, nogil=False)
+
+
+def _entry(function: Callable[..., Any], *, nogil: bool) -> Any:
+    dispatcher = numba.njit(nogil=nogil, **_FLAGS)(function)
     dispatcher._cache = _KernelCache(function)
     return dispatcher

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from flashllm.cache.brought import Brought
 from flashllm.cache.policy import SPARSE_ROWS
 from flashllm.kernels.program import Integers, Program
+from flashllm.kernels.slots import positive, split
 from flashllm.kernels.weights import Activations, Floats, Nonlinearity, RowFFN
 from flashllm.layers.buffers import StepBuffers
 
+_NO_FLAGS = np.empty((1, 0), np.bool_)
+
 
 class NeuronUnits(Protocol):
-    """The units of a feed-forward, given in ascending order.
+    """The units of a feed-forward, given in ascending order, in an array that changes later.
 
     they_pass: whether they may have to be read first. bring: they then remain for this step; keep
     says of each whether to count that it was used, None if all are to. prefetch: a guess at what
@@ -96,6 +99,7 @@ class SparseBuffers:
         self.fired = Activations(SPARSE_ROWS, neurons)
         self.table: Integers = np.zeros(neurons, np.int64)
         self.count: Integers = np.zeros(1, np.int64)
+        self.ids, self.near, self.far = np.zeros((3, neurons), np.int64)
         self.halves = [_Half(neurons, biased, ffn.gated) for _ in range(2)]
         self.programs = []
         for half in self.halves:
@@ -156,8 +160,9 @@ class SparseFeedForward:
         units, unit_of, within = self._units_of(ids)
         brought = self._units.bring(units, self._kept(ids, unit_of, len(units), fires))
         found = brought.addresses[unit_of]
-        near, far = np.flatnonzero(found), np.flatnonzero(found == 0)
-        addresses = found + within
+        addresses = found if self._per_unit == 1 else found + within
+        count = split(found, s.near, s.far)
+        near, far = s.near[:count], s.far[: len(found) - count]
         s.counts.manage_s += time.perf_counter() - start
         self._hidden(0, near, ids, addresses, fires, rows)
         if len(far):
@@ -167,13 +172,19 @@ class SparseFeedForward:
         s.table[: len(ids)] = addresses
         s.count[0] = len(ids)
         self._down.run(rows)
-        s.counts.fired += int(np.count_nonzero(fires))
+        s.counts.fired += len(ids) if rows == 1 else int(np.count_nonzero(fires))
         s.counts.neurons += rows * self._neurons
 
     def _chosen(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The neurons that some row expects to fire, and bool [rows, neurons]: of which row."""
-        fires = self._s.scores.values[:rows, : self._neurons] > 0
-        return np.flatnonzero(fires[0] if rows == 1 else fires.any(axis=0)), fires
+        """The neurons that some row expects to fire, and of which row: bool [rows, neurons], or,
+        of a single row, [1, 0].
+        """
+        scores = self._s.scores.values[:rows, : self._neurons]
+        if rows == 1:
+            ids = self._s.ids
+            return ids[: positive(scores[0], ids)], _NO_FLAGS
+        fires = scores > 0
+        return np.flatnonzero(fires.any(axis=0)), fires
 
     def _units_of(
         self, ids: NDArray[np.int64]

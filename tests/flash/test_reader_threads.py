@@ -82,15 +82,25 @@ def test_failures_are_told_in_order_and_others_complete(unreliable: UnreliableRe
     with unreliable, ScatteredReader(unreliable, 5) as reader:
         unreliable.broken = {("l0", 30), ("l0", 4)}
         read = reader.start(group, units, memory.data, places, 0)
-        assert (read.reads, read.nbytes) == (20, 20 * PAGE)
         for _ in range(2):
             failures = read.join()
+            assert (read.reads, read.nbytes) == (20, 20 * PAGE)
             assert [(begin, end) for begin, end, _ in failures] == [(2, 3), (15, 16)]
             assert all(isinstance(error, ModelIOError) for _, _, error in failures)
         for unit, place in zip(units.tolist(), places.tolist(), strict=True):
             there = plain_units.unit_bytes(unreliable.model, group, unit)
             good = memory[place : place + len(there)].tobytes() == there
             assert good == (unit not in (4, 30))
+
+
+def test_what_cannot_even_be_planned_fails_whole(unreliable: UnreliableReader) -> None:
+    memory = np.zeros(3 * PAGE, np.uint8)
+    with unreliable, ScatteredReader(unreliable, 4) as reader:
+        units, places = np.array([1, 2, UNITS + 7]), np.arange(3) * PAGE
+        read = reader.start(unreliable.model.group("l0"), units, memory.data, places, 0)
+        ((begin, end, error),) = read.join()
+    assert (begin, end, read.reads) == (0, 3, 0)
+    assert isinstance(error, IndexError)
 
 
 def test_several_at_once(unreliable: UnreliableReader) -> None:

@@ -1,0 +1,50 @@
+"""The bookkeeping of a sparse step: what NumPy finds, more slowly."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from flashllm.kernels import slots as native
+
+subsets = st.lists(st.integers(0, 30), unique=True).map(lambda ids: np.array(sorted(ids), np.int64))
+
+
+@given(arrays.arrays(np.float32, st.integers(0, 100), elements=st.floats(-1, 1, width=32)))
+def test_positive(scores: np.ndarray) -> None:
+    scores[:: max(1, len(scores) // 3)] = [np.nan]
+    ids = np.full(len(scores), -7)
+    count = native.positive(scores, ids)
+    assert ids[:count].tolist() == np.flatnonzero(scores > 0).tolist()
+
+
+@given(st.lists(st.integers(-2, 40)), st.integers(0, 40))
+def test_are_ascending(units: list[int], end: int) -> None:
+    expected = units == sorted(set(units)) and all(0 <= unit < end for unit in units)
+    assert native.are_ascending(np.array(units, np.int64), end) == expected
+
+
+@given(subsets)
+def test_places(slots: np.ndarray) -> None:
+    out = np.empty(len(slots), np.int64)
+    native.places(slots, 16 << 10, 1 << 45, out)
+    assert out.tolist() == [(1 << 45) + (slot << 14) for slot in slots.tolist()]
+
+
+@given(subsets, subsets)
+def test_clear_common(units: np.ndarray, others: np.ndarray) -> None:
+    values = np.arange(1, len(units) + 1)
+    common = np.isin(units, others)
+    assert native.clear_common(units, others, values) == common.sum()
+    assert values.tolist() == np.where(common, 0, np.arange(1, len(units) + 1)).tolist()
+
+
+@given(st.lists(st.sampled_from([0, 1 << 40, -5])))
+def test_split(addresses: list[int]) -> None:
+    given_ = np.array(addresses, np.int64)
+    near, far = np.empty((2, len(given_)), np.int64)
+    count = native.split(given_, near, far)
+    assert near[:count].tolist() == np.flatnonzero(given_).tolist()
+    assert far[: len(given_) - count].tolist() == np.flatnonzero(given_ == 0).tolist()
