@@ -4,8 +4,10 @@
 
 MODEL: a flash model of codec row with ReLU, its neurons in the order they are stored in; TEXT: a
 file, whose first tokens are run densely. Writes {"lag": [P(neuron n + j fires | n fires) for j =
-1 .. 64], "active": share of neurons that fires}, of all layers and tokens together, for
-make_sparse.py.
+1 .. 64], "active": share of neurons that fires}, for make_sparse.py: of a layer as active as layers
+are in the mean, whose neurons are as correlated as in the mean over layers. (Counted together,
+layers of which one is far more active than the rest would show neurons that fire together because
+they are of that layer.)
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from sparse_coactivation import LAGS, Coactivation, measured
+from sparse_coactivation import LAGS, Coactivation, mean, measured
 
 from flashllm.errors import FlashError, InvalidInput
 from flashllm.flash.format import read_manifest
@@ -79,8 +81,9 @@ class Counts:
     def __init__(self, decoder: Decoder):
         self._decoder = decoder
         self._fired = np.zeros((STEP, decoder.config.ffn.size), bool)
-        self._pairs = np.zeros((2, LAGS))
-        self._active = self._seen = 0
+        self._pairs = np.zeros((decoder.config.n_layers, 2, LAGS))
+        self._active = np.zeros(decoder.config.n_layers)
+        self._seen = 0
         decoder.observe(self._look)
 
     def run(self, ids: np.ndarray) -> None:
@@ -93,11 +96,15 @@ class Counts:
             sequence.close()
 
     def result(self) -> Coactivation:
-        """What was counted. Raises InvalidInput if nothing, or everything, fired."""
-        if not 0 < self._active < self._seen or not self._pairs.all():
+        """What was counted. Raises InvalidInput if nothing, or everything, of a layer fired."""
+        active = self._active * len(self._active) / max(1, self._seen)
+        if not (active > 0).all() or not (active < 1).all() or not self._pairs.all():
             raise InvalidInput("too few neurons fire together to measure; give a longer text")
-        lag = self._pairs[0] / self._pairs[1]
-        return Coactivation(tuple(lag.tolist()), self._active / self._seen)
+        layers = [
+            Coactivation(tuple((together / alone).tolist()), float(share))
+            for (together, alone), share in zip(self._pairs, active, strict=True)
+        ]
+        return mean(layers)
 
     def _look(self, layer: int, first: int, x: Floats, hidden: Floats) -> None:
         """Note a piece of a layer; count when it is whole."""
@@ -105,8 +112,8 @@ class Counts:
         self._fired[:rows, first : first + count] = hidden != 0
         if first + count == self._fired.shape[1]:
             fired = self._fired[:rows]
-            self._pairs += measured(fired)
-            self._active += np.count_nonzero(fired)
+            self._pairs[layer] += measured(fired)
+            self._active[layer] += np.count_nonzero(fired)
             self._seen += fired.size
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,13 @@ class Coactivation:
     def at(self, active: float) -> Floats:
         """The curve of the same correlations where another share fires: float64 [LAGS]."""
         return _together(self.correlations(), active)
+
+
+def mean(layers: Sequence[Coactivation]) -> Coactivation:
+    """As active as layers are, and as correlated, in the mean."""
+    active = float(np.mean([layer.active for layer in layers]))
+    correlations = np.mean([layer.correlations() for layer in layers], axis=0)
+    return Coactivation(tuple(_together(correlations, active).tolist()), active)
 
 
 def measured(fired: NDArray[np.bool_]) -> tuple[Floats, Floats]:

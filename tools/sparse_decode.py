@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from flashllm.cache.units import Units
 from flashllm.flash import scatter
 from flashllm.flash.aio import ReadQueue
+from flashllm.layers.sparse_ffn import SparseFeedForward
 from flashllm.model import loader
 from flashllm.model.decoder import Decoder
 from flashllm.model.options import LoadOptions
@@ -68,9 +69,23 @@ class Apart(ReadQueue):
 
 
 class Recording(Units):
-    """Remembers what every token asked for."""
+    """Remembers what every token asked for, and foresees as well as it is told to.
+
+    foreseen: of the units that a layer wants, the share foreseen, None for none at all; in_vain: as
+    many of them are foreseen in vain.
+    """
 
     asked: list[Asked]
+    foreseen: float | None
+    in_vain: float
+    rng = np.random.default_rng(0)
+
+    def prefetch(self, group: str, units: NDArray[np.int64]) -> None:
+        """A guess that is as good as it should be: a planted model's own is always right."""
+        if self.foreseen is not None:
+            right = units[self.rng.random(len(units)) < self.foreseen]
+            wrong = self.rng.integers(len(self._tables[group]), size=int(len(units) * self.in_vain))
+            super().prefetch(group, np.unique(np.concatenate([right, wrong])))
 
     def begin_step(self, *args: Any, **options: Any) -> None:
         """A token begins."""
@@ -96,12 +111,17 @@ def main() -> None:
         "--apart", action="store_true", help="rows and columns by reads of their own"
     )
     parser.add_argument("--gap", type=int, help="bytes read in vain to join two reads")
+    parser.add_argument("--foreseen", type=float, help="share of units; none without it")
+    parser.add_argument("--in-vain", type=float, default=0.0, help="as many of them, in vain")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--warm", type=int, default=8, help="tokens before those that count")
     parser.add_argument("--first", type=int, default=1000, help="id of the first token")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     Recording.asked = []
+    Recording.foreseen, Recording.in_vain = options.foreseen, options.in_vain
+    if options.foreseen is None:
+        SparseFeedForward.may_read = False  # type: ignore[assignment,method-assign]
     loader.Units = units_with(options.gap)  # type: ignore[assignment]
     if options.apart:
         scatter.ReadQueue = Apart  # type: ignore[misc]
@@ -118,7 +138,7 @@ def main() -> None:
     )
     tell("loaded", pinned=decoder.resident_bytes, streamed=decoder.streamed_bytes)
     decode(decoder, options.first, options.warm, options.tokens)
-    if options.sparse and options.mem is not None:
+    if options.sparse and options.mem is not None and options.foreseen is None:
         replay(decoder, options.warm)
     decoder.close()
 

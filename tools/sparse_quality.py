@@ -6,7 +6,8 @@
 Calibrates the model once for each setting below (kept in DIR, so that it can be stopped and goes
 on), and prints, on held-out text in windows of 1,000 tokens taken one by one, the perplexity beside
 that of all neurons. Then has the model as calibrated by default write 1,000 tokens, with all
-neurons and sparse, and says how likely it finds each text, with all neurons and sparse.
+neurons and sparse, and says how likely it finds each text, with all neurons and sparse. Last, layer
+by layer, what its predictors find of what fires, and what they foresee before attention.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.flash.format import read_manifest
+from flashllm.convert.neuron_rows import deciding_bias, deciding_rows, row_part
+from flashllm.flash.format import read_manifest, read_model, read_small
+from flashllm.flash.reader import UnitReader
 from flashllm.generate import score
 from flashllm.generate.tokenizer import Tokenizer
 from flashllm.layers.sparse_ffn import SparseFeedForward
@@ -71,7 +74,7 @@ def main() -> None:
         with contextlib.closing(loaded(model, "predictor")) as decoder:
             report(name, model, evaluated(decoder, tokens, WINDOW))
     of_writing(options.target / DEFAULT, tokens)
-    of_foresight(options.target / DEFAULT, tokens[:WINDOW])
+    of_predictors(options.target / DEFAULT, tokens[:WINDOW])
 
 
 def calibrate(source: Path, target: Path, text: Path, tokens: int, flags: Sequence[str]) -> None:
@@ -106,40 +109,60 @@ def of_writing(model: Path, tokens: list[int]) -> None:
 
 
 class Watched(SparseFeedForward):
-    """A layer's feed-forward, as if its neurons had to be read: compares guesses with choices."""
+    """A layer's feed-forward, as if its neurons had to be read: compares guesses, choices, truth.
+
+    rows, bias: what decides whether a neuron fires. asked: bool [neurons], a guess, the choice
+    after it and what fires, token by token.
+    """
 
     may_read = True
-    asked: list[set[int]]
+    rows: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    asked: list[NDArray[np.bool_]]
 
     def _chosen(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """A guess, then the choice, in turns."""
-        ids, fires = super()._chosen(rows)
-        self.asked.append(set(ids.tolist()))
-        return ids, fires
+        ids, flags = super()._chosen(rows)
+        chosen = np.zeros(self._neurons, np.bool_)
+        chosen[ids] = True
+        self.asked.append(chosen)
+        if len(self.asked) % 3 == 2:
+            x = self._s.step.ffn_in.values[0, : self.rows.shape[1]]
+            self.asked.append(self.rows @ x + self.bias > 0)
+        return ids, flags
 
 
-def of_foresight(model: Path, tokens: list[int]) -> None:
-    """How well a layer's predictor foresees, from what enters the layer, what it will say."""
-    with contextlib.closing(loaded(model, "predictor")) as decoder:
-        watched = []
-        for layer in decoder._layers:
+def of_predictors(model: Path, tokens: list[int]) -> None:
+    """How well predictors do on tokens, and how well they foresee from what enters the layer."""
+    watched, found = [], read_model(model)
+    vectors = read_small(model)
+    with (
+        contextlib.closing(loaded(model, "predictor")) as decoder,
+        UnitReader(found, "pread") as reader,
+    ):
+        for i, layer in enumerate(decoder._layers):
             assert layer.sparse is not None
-            ffn = layer.sparse.ffn
-            ffn.__class__, ffn.asked = Watched, []  # type: ignore[attr-defined]
+            ffn: Watched = layer.sparse.ffn  # type: ignore[assignment]
+            ffn.__class__, ffn.asked = Watched, []
+            ffn.rows = deciding_rows(reader, i)
+            ffn.bias = deciding_bias(vectors, i, row_part(found, i))
             watched.append(ffn)
         sequence = decoder.new_sequence(len(tokens))
         for token in tokens:
             decoder.step(sequence, [token])
         sequence.close()
-    print("layer   chosen  foreseen  in vain, of those chosen")
+    print(f"layer  active  recall  false+  chosen  foreseen  in vain, of {len(tokens)} tokens")
     for i, ffn in enumerate(watched):
-        asked: list[set[int]] = ffn.asked  # type: ignore[attr-defined]
-        pairs = list(zip(asked[::2], asked[1::2], strict=True))
-        chosen = sum(len(choice) for _, choice in pairs)
-        right = sum(len(guess & choice) for guess, choice in pairs)
-        vain = sum(len(guess - choice) for guess, choice in pairs)
-        share = chosen / len(pairs) / ffn._neurons
-        print(f"{i:5} {share:8.2%} {right / chosen:9.1%} {vain / chosen:8.1%}")
+        guess, choice, fired = (np.array(ffn.asked[j::3]) for j in range(3))
+        figures = (
+            fired.mean(),
+            choice[fired].mean(),
+            choice[~fired].mean(),
+            choice.mean(),
+            guess[choice].mean(),
+            (guess & ~choice).sum() / choice.sum(),
+        )
+        print(f"{i:5}" + "".join(f"{figure:8.2%}" for figure in figures))
 
 
 def _line(found: score.SparseComparison) -> str:
