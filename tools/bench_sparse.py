@@ -57,10 +57,8 @@ RUNGS = (
     Rung("+predictor", (*APART, "--window", "0")),
     Rung("+window", APART),
     Rung("+bundle", SPARSE),
-    Rung("all", (*SPARSE, "--foreseen", "0.87", "--in-vain", "0.09")),
+    Rung("all", (*SPARSE, "--foresight", "0.1")),
 )
-"""sparse_quality.py found 87 % foreseen and 9 % as many in vain in layers 1 to 5 of the model of
-train_relu.py; the first, a third of whose neurons fire, is like no layer of these."""
 
 
 @dataclasses.dataclass

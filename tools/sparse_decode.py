@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from flashllm.cache.units import Units
 from flashllm.flash import scatter
 from flashllm.flash.aio import ReadQueue
+from flashllm.kernels.slots import in_common
 from flashllm.layers.sparse_ffn import SparseFeedForward
 from flashllm.model import loader
 from flashllm.model.decoder import Decoder
@@ -68,24 +69,40 @@ class Apart(ReadQueue):
         super().read(file, np.concatenate([places, places + half]), halves, ends, on_half)
 
 
-class Recording(Units):
-    """Remembers what every token asked for, and foresees as well as it is told to.
+class Foreseeing(SparseFeedForward):
+    """Foresees as badly as it is told to: the scores of what enters a layer get noise.
 
-    foreseen: of the units that a layer wants, the share foreseen, None for none at all; in_vain: as
-    many of them are foreseen in vain.
+    A planted model's are those it will have, for its attention says nothing about them. So neurons
+    that are mistaken are those near the threshold, as where attention did change the scores.
+    noise: float32 [many]. chosen, found, vain: neurons, of guesses as yet.
     """
 
-    asked: list[Asked]
-    foreseen: float | None
-    in_vain: float
+    noise: NDArray[np.float32]
     rng = np.random.default_rng(0)
+    chosen = found = vain = 0
+    guessed: NDArray[np.int64] | None = None
 
-    def prefetch(self, group: str, units: NDArray[np.int64]) -> None:
-        """A guess that is as good as it should be: a planted model's own is always right."""
-        if self.foreseen is not None:
-            right = units[self.rng.random(len(units)) < self.foreseen]
-            wrong = self.rng.integers(len(self._tables[group]), size=int(len(units) * self.in_vain))
-            super().prefetch(group, np.unique(np.concatenate([right, wrong])))
+    def _foreseen(self, rows: int) -> NDArray[np.int64]:
+        """A guess."""
+        begin = int(self.rng.integers(len(self.noise) - self._neurons))
+        self._s.scores.values[0, : self._neurons] += self.noise[begin : begin + self._neurons]
+        self.guessed = super()._foreseen(rows)
+        return self.guessed
+
+    def _learn(self, chosen: NDArray[np.int64]) -> None:
+        """Count what became of it."""
+        if self.guessed is not None:
+            right = in_common(self.guessed, chosen)
+            self.chosen += len(chosen)
+            self.found += right
+            self.vain += len(self.guessed) - right
+        super()._learn(chosen)
+
+
+class Recording(Units):
+    """Remembers what every token asked for."""
+
+    asked: list[Asked]
 
     def begin_step(self, *args: Any, **options: Any) -> None:
         """A token begins."""
@@ -111,16 +128,16 @@ def main() -> None:
         "--apart", action="store_true", help="rows and columns by reads of their own"
     )
     parser.add_argument("--gap", type=int, help="bytes read in vain to join two reads")
-    parser.add_argument("--foreseen", type=float, help="share of units; none without it")
-    parser.add_argument("--in-vain", type=float, default=0.0, help="as many of them, in vain")
+    parser.add_argument(
+        "--foresight", type=float, metavar="NOISE", help="foresee neurons by scores so noisy"
+    )
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--warm", type=int, default=8, help="tokens before those that count")
     parser.add_argument("--first", type=int, default=1000, help="id of the first token")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     Recording.asked = []
-    Recording.foreseen, Recording.in_vain = options.foreseen, options.in_vain
-    if options.foreseen is None:
+    if options.foresight is None:
         SparseFeedForward.may_read = False  # type: ignore[assignment,method-assign]
     loader.Units = units_with(options.gap)  # type: ignore[assignment]
     if options.apart:
@@ -136,11 +153,29 @@ def main() -> None:
         ),
         step_tokens=8,
     )
+    if options.foresight is not None:
+        foresee(decoder, options.foresight)
     tell("loaded", pinned=decoder.resident_bytes, streamed=decoder.streamed_bytes)
     decode(decoder, options.first, options.warm, options.tokens)
-    if options.sparse and options.mem is not None and options.foreseen is None:
+    if options.foresight is not None:
+        chosen, found, vain = (
+            sum(getattr(layer.sparse.ffn, name) for layer in decoder._layers if layer.sparse)
+            for name in ("chosen", "found", "vain")
+        )
+        tell("foresight", found=found / max(1, chosen), vain=vain / max(1, chosen))
+    elif options.sparse and options.mem is not None:
         replay(decoder, options.warm)
     decoder.close()
+
+
+def foresee(decoder: Decoder, noise: float) -> None:
+    """Have all layers foresee neurons with such noise."""
+    count = 4 * decoder.config.ffn.size
+    drawn = np.random.default_rng(1).standard_normal(count, dtype=np.float32)
+    Foreseeing.noise = drawn * np.float32(noise)
+    for layer in decoder._layers:
+        if layer.sparse is not None:
+            layer.sparse.ffn.__class__ = Foreseeing
 
 
 def units_with(gap: int | None) -> Any:

@@ -120,16 +120,23 @@ class Watched(SparseFeedForward):
     bias: NDArray[np.float32]
     asked: list[NDArray[np.bool_]]
 
-    def _chosen(self, rows: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """A guess, then the choice, in turns."""
-        ids, flags = super()._chosen(rows)
+    def _foreseen(self, rows: int) -> NDArray[np.int64]:
+        """Note the guess."""
+        ids = super()._foreseen(rows)
+        self._note(ids)
+        return ids
+
+    def run(self, rows: int) -> None:
+        """Note the choice, and what fires."""
+        self._note(self._chosen(rows)[0])
+        x = self._s.step.ffn_in.values[0, : self.rows.shape[1]]
+        self.asked.append(self.rows @ x + self.bias > 0)
+        super().run(rows)
+
+    def _note(self, ids: NDArray[np.int64]) -> None:
         chosen = np.zeros(self._neurons, np.bool_)
         chosen[ids] = True
         self.asked.append(chosen)
-        if len(self.asked) % 3 == 2:
-            x = self._s.step.ffn_in.values[0, : self.rows.shape[1]]
-            self.asked.append(self.rows @ x + self.bias > 0)
-        return ids, flags
 
 
 def of_predictors(model: Path, tokens: list[int]) -> None:

@@ -12,13 +12,33 @@ from flashllm.kernels import jit
 
 
 @jit.brief
-def positive(scores, ids):
-    """The places of float32 scores [n] above 0, ascending, to ids, int64 [n]: how many."""
+def above(scores, threshold, ids):
+    """The places of float32 scores [n] above it, ascending, to ids, int64 [n]: how many."""
     count = 0
     for i in range(len(scores)):
         ids[count] = i
-        count += scores[i] > 0
+        count += scores[i] > threshold
     return count
+
+
+@jit.brief
+def mean_at(values, ids):
+    """The mean of float32 values[ids], 0 of none."""
+    total = 0.0
+    for i in range(len(ids)):
+        total += values[ids[i]]
+    return total / max(1, len(ids))
+
+
+@jit.brief
+def in_common(units, others):
+    """How many `units` are among `others`; both ascending, none twice."""
+    found = j = 0
+    for i in range(len(units)):
+        while j < len(others) and others[j] < units[i]:
+            j += 1
+        found += j < len(others) and others[j] == units[i]
+    return found
 
 
 @jit.brief

@@ -17,9 +17,16 @@ from numpy.typing import NDArray
 from flashllm.cache.brought import Brought
 from flashllm.cache.policy import SPARSE_ROWS
 from flashllm.kernels.program import Integers, Program
-from flashllm.kernels.slots import positive, split
+from flashllm.kernels.slots import above, in_common, mean_at, split
 from flashllm.kernels.weights import Activations, Floats, Nonlinearity, RowFFN
 from flashllm.layers.buffers import StepBuffers
+
+IN_VAIN = 0.05
+"""Neurons to foresee in vain, as a share of those chosen: more waste reads, with fewer more are
+left to be made after attention. See docs/measurements.md, Sparse."""
+
+STEP = 0.05
+"""By how much the threshold follows, as a share of the mean score of the neurons chosen."""
 
 _NO_FLAGS = np.empty((1, 0), np.bool_)
 
@@ -99,7 +106,7 @@ class SparseBuffers:
         self.fired = Activations(SPARSE_ROWS, neurons)
         self.table: Integers = np.zeros(neurons, np.int64)
         self.count: Integers = np.zeros(1, np.int64)
-        self.ids, self.near, self.far = np.zeros((3, neurons), np.int64)
+        self.ids, self.foreseen, self.near, self.far = np.zeros((4, neurons), np.int64)
         self.halves = [_Half(neurons, biased, ffn.gated) for _ in range(2)]
         self.programs = []
         for half in self.halves:
@@ -140,6 +147,8 @@ class SparseFeedForward:
         self._units = units
         self._per_unit = neurons_per_unit
         self._neuron_bytes = neuron_bytes
+        self._threshold = np.float32(0)
+        self._guess: NDArray[np.int64] | None = None
 
     @property
     def may_read(self) -> bool:
@@ -149,14 +158,16 @@ class SparseFeedForward:
     def prefetch(self, rows: int) -> None:
         """Begin to read neurons, by scores of what is only close to what `run` will have."""
         start = time.perf_counter()
-        ids, _ = self._chosen(rows)
-        self._units.prefetch(self._units_of(ids)[0])
+        guess = self._foreseen(rows)
+        self._units.prefetch(self._units_of(guess)[0])
+        self._guess = guess if rows == 1 else None
         self._s.counts.manage_s += time.perf_counter() - start
 
     def run(self, rows: int) -> None:
         """Add the result to the residual stream. Raises what bringing units does."""
         s, start = self._s, time.perf_counter()
         ids, fires = self._chosen(rows)
+        self._learn(ids)
         units, unit_of, within = self._units_of(ids)
         brought = self._units.bring(units, self._kept(ids, unit_of, len(units), fires))
         found = brought.addresses[unit_of]
@@ -182,9 +193,25 @@ class SparseFeedForward:
         scores = self._s.scores.values[:rows, : self._neurons]
         if rows == 1:
             ids = self._s.ids
-            return ids[: positive(scores[0], ids)], _NO_FLAGS
+            return ids[: above(scores[0], np.float32(0), ids)], _NO_FLAGS
         fires = scores > 0
         return np.flatnonzero(fires.any(axis=0)), fires
+
+    def _foreseen(self, rows: int) -> NDArray[np.int64]:
+        """The neurons that scores of what enters the layer are high enough for."""
+        scores = self._s.scores.values[:rows, : self._neurons]
+        if rows > 1:
+            return np.flatnonzero((scores > self._threshold).any(axis=0))
+        ids = self._s.foreseen
+        return ids[: above(scores[0], self._threshold, ids)]
+
+    def _learn(self, chosen: NDArray[np.int64]) -> None:
+        """Have as many foreseen in vain as should be, by what became of the last guess."""
+        if self._guess is not None:
+            vain = len(self._guess) - in_common(self._guess, chosen)
+            step = STEP * mean_at(self._s.scores.values[0], chosen)
+            self._threshold += np.float32(step if vain > IN_VAIN * len(chosen) else -step)
+            self._guess = None
 
     def _units_of(
         self, ids: NDArray[np.int64]

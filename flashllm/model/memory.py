@@ -97,7 +97,7 @@ def sparse_bytes(config: ModelConfig, units: int, gate_bytes: int, sparse: str |
     index = UNIT_BYTES * units
     if sparse is None:
         return index
-    of_neurons = SPARSE_ROWS * _padded(config.ffn.size) * 4 * _QUANTIZED + 64 * config.ffn.size
+    of_neurons = SPARSE_ROWS * _padded(config.ffn.size) * 4 * _QUANTIZED + 72 * config.ffn.size
     return index + int(of_neurons) + (gate_bytes if sparse == "gate" else 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -12,12 +13,27 @@ from flashllm.kernels import slots as native
 subsets = st.lists(st.integers(0, 30), unique=True).map(lambda ids: np.array(sorted(ids), np.int64))
 
 
-@given(arrays.arrays(np.float32, st.integers(0, 100), elements=st.floats(-1, 1, width=32)))
-def test_positive(scores: np.ndarray) -> None:
+@given(
+    arrays.arrays(np.float32, st.integers(0, 100), elements=st.floats(-1, 1, width=32)),
+    st.floats(-1, 1, width=32),
+)
+def test_above(scores: np.ndarray, threshold: float) -> None:
     scores[:: max(1, len(scores) // 3)] = [np.nan]
     ids = np.full(len(scores), -7)
-    count = native.positive(scores, ids)
-    assert ids[:count].tolist() == np.flatnonzero(scores > 0).tolist()
+    count = native.above(scores, np.float32(threshold), ids)
+    assert ids[:count].tolist() == np.flatnonzero(scores > threshold).tolist()
+
+
+@given(subsets)
+def test_mean_at(ids: np.ndarray) -> None:
+    values = np.random.default_rng(3).random(31, np.float32)
+    expected = values[ids].mean(dtype=np.float64) if len(ids) else 0
+    assert native.mean_at(values, ids) == pytest.approx(expected)
+
+
+@given(subsets, subsets)
+def test_in_common(units: np.ndarray, others: np.ndarray) -> None:
+    assert native.in_common(units, others) == len(np.intersect1d(units, others))
 
 
 @given(st.lists(st.integers(-2, 40)), st.integers(0, 40))

@@ -110,6 +110,27 @@ def test_predictors_choose_alike_at_every_budget_and_foresee_reads(
         decoder.close()
 
 
+def test_how_sure_to_be_of_a_guess_is_learned_from_guesses(tmp_path: Path) -> None:
+    decoder = load_decoder(sparse_model.write(tmp_path), LoadOptions(None, 64, sparse="predictor"))
+    path = decoder._layers[2].sparse
+    assert path is not None
+    scores, ffn = path.ffn._s.scores.values[0], path.ffn
+    scores[:] = np.linspace(-1, 1, len(scores))
+    thresholds, vain = [], []
+    for step in range(120):
+        if step == 60:  # from now on what follows is less, so that guesses are in vain
+            scores[:] -= 0.2
+        ffn._guess = ffn._foreseen(1)
+        chosen = np.flatnonzero(scores > (0.4 if step >= 60 else 0))
+        vain.append(len(set(ffn._guess.tolist()) - set(chosen.tolist())) / len(chosen))
+        ffn._learn(chosen)
+        thresholds.append(float(ffn._threshold))
+    decoder.close()
+    assert 0 < np.mean(vain[40:60]) < 0.1 > np.mean(vain[100:])
+    assert max(vain[60:64]) > 0.3
+    assert thresholds[119] - thresholds[59] == pytest.approx(0.4, abs=0.05)
+
+
 def test_few_tokens_at_once_are_as_one_by_one(opt: Path) -> None:
     least = budgets(opt, "gate")[1]
     decoder = load_decoder(opt, LoadOptions(mem_budget=least, n_ctx=96, sparse="gate"))
