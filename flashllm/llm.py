@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self, TypeVar, Unpack
+from typing import TypeVar, Unpack
 
+from flashllm.closing import Closing
 from flashllm.generate import engine, session_file
 from flashllm.generate import score as scoring
 from flashllm.generate.conversation import Session
@@ -25,7 +26,7 @@ Result = TypeVar("Result")
 __all__ = ["LLM", "Message", "Reply", "Session"]
 
 
-class LLM:
+class LLM(Closing):
     """A model in memory. Any thread may call it; work queues to the process's one engine thread.
 
     name: the model directory's. config: the model's shape. tokenizer: the model's. n_ctx: tokens of
@@ -216,12 +217,6 @@ class LLM:
     def close(self) -> None:
         """Stop the replies in progress, free the memory. The model cannot be used any more."""
         self._service.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _context(self, n_ctx: int) -> int:
         return LoadOptions(n_ctx=n_ctx).context(self.config)

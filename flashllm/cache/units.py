@@ -21,6 +21,8 @@ from flashllm.flash.parts import FFNPart
 from flashllm.flash.prefetch import Prefetcher
 from flashllm.flash.reader import UnitReader
 
+OnChange = Callable[[int, int], None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
@@ -83,7 +85,7 @@ class Units:
         self._tables = {
             name: np.zeros(group.units, np.int64) for name, group in model.groups.items()
         }
-        self._watchers: dict[str, list[Callable[[], None]]] = {}
+        self._watchers: dict[str, list[OnChange]] = {}
         self._rows = {
             table.group: RowUnits(model.group(table.group)) for table in residency.scan.tables
         }
@@ -141,10 +143,12 @@ class Units:
         self._gate_rows.append(rows)
         return rows.table
 
-    def watch(self, group: str, on_change: Callable[[], None]) -> None:
-        """Call on_change now, and whenever the group's table has changed."""
+    def watch(self, group: str, on_change: OnChange) -> None:
+        """Call on_change(first, count) now, and whenever those entries of the group's table may
+        have changed.
+        """
         self._watchers.setdefault(group, []).append(on_change)
-        on_change()
+        on_change(0, len(self._tables[group]))
 
     def fetch(self, stage: int) -> None:
         """Wait until all of a stage is in memory. Raises CorruptModel, ModelIOError."""
@@ -154,7 +158,7 @@ class Units:
             start = time.perf_counter()
             self._ring.fetch(stage)
             for span in self.residency.scan.stages[stage]:
-                self._tell(span.group)
+                self._tell(span.group, span.first, span.units)
             self._wait_s += time.perf_counter() - start
 
     def release(self) -> None:
@@ -269,7 +273,7 @@ class Units:
             self._stop_passing()
         self._arranged = True
         for group in self._watchers:
-            self._tell(group)
+            self._tell(group, 0, len(self._tables[group]))
 
     def _stop_passing(self) -> None:
         """Stop all reads, close the files, free the ring."""
@@ -297,9 +301,9 @@ class Units:
         begins = offsets[extent.first : end] - offsets[extent.first]
         self._put(extent.group, extent.first, address + begins)
 
-    def _tell(self, group: str) -> None:
+    def _tell(self, group: str, first: int, count: int) -> None:
         for on_change in self._watchers.get(group, ()):
-            on_change()
+            on_change(first, count)
 
 
 def _padded_sizes(group: Group) -> NDArray[np.int64]:

@@ -8,12 +8,12 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flashllm.closing import Closing
 from flashllm.errors import CorruptModel, EngineError, ModelIOError
 from flashllm.flash.layout import ALIGNMENT, ceil_div
 from flashllm.flash.output import write_error
@@ -80,7 +80,7 @@ class LayerActivity:
         return int(np.bitwise_count(self.fired[tokens]).sum()) / (len(tokens) * self.neurons)
 
 
-class ActivityFile:
+class ActivityFile(Closing):
     """A safetensors file of a fixed shape, filled row by row; used as a context, it is closed.
 
     Raises DiskFull and ModelIOError.
@@ -128,17 +128,6 @@ class ActivityFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> ActivityFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _put(self, name: str, first: int, rows: NDArray[np.uint8]) -> None:
         self._file.seek(self._places[name] + first * rows.shape[1])

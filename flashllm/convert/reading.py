@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flashllm.closing import Closing
 from flashllm.errors import ModelIOError
 from flashllm.flash.files import ReadableFile, Scratch, open_file
 from flashllm.flash.layout import ALIGNMENT, round_up
 from flashllm.formats.checkpoint import Tensor
 
 
-class TensorReader:
+class TensorReader(Closing):
     """Open files of a checkpoint; any thread may read.
 
     A mapped file that shrinks kills the process; these reads raise ModelIOError.
@@ -56,14 +56,3 @@ class TensorReader:
         """Close the files; reads fail afterwards."""
         for file in self._files.values():
             file.close()
-
-    def __enter__(self) -> TensorReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,13 +8,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from flashllm.closing import Closing
 from flashllm.errors import DiskFull, ModelIOError
 from flashllm.flash.layout import ALIGNMENT
 
@@ -33,7 +33,7 @@ CAN_WRITE_DIRECT = sys.platform == "linux"
 _DROP = getattr(os, "posix_fadvise", None)
 
 
-class OutputFile:
+class OutputFile(Closing):
     """A file being written; `nbytes` of it so far, whose xxh3_64 is `hash`.
 
     Written past the page cache (O_DIRECT) where the system can, so that a large model displaces
@@ -131,17 +131,6 @@ class OutputFile:
         view = data.data
         while view:
             view = view[self._file.write(view) :]
-
-    def __enter__(self) -> OutputFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; what `sync` has not written is lost."""

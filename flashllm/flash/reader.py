@@ -5,11 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 import numpy as np
 import xxhash
 
+from flashllm.closing import Closing
 from flashllm.errors import CorruptModel, EngineError, InvalidInput
 from flashllm.flash.files import Bytes, ReadableFile, Scratch, open_file
 from flashllm.flash.format import FlashModel, Group
@@ -22,7 +22,7 @@ Extent = tuple[str, int, int]
 Buffer = Bytes | memoryview
 
 
-class UnitReader:
+class UnitReader(Closing):
     """Explicit reads from a model's files by a few threads; safe to call from any thread.
 
     io "direct" bypasses the page cache; "pread" goes through it; "mmap" copies out of mapped files,
@@ -183,17 +183,6 @@ class UnitReader:
             for file in self._files.values():
                 file.close()
             self._files.clear()
-
-    def __enter__(self) -> UnitReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _spread(self, fetch: Callable[[int], None], lengths: Sequence[int]) -> None:
         """Run fetch(i) for every i on the threads; wait for all, then raise the first error."""

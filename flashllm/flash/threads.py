@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import abc
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
+from flashllm.closing import Closing
 from flashllm.errors import EngineError, InvalidInput
 
 POLL_S = 0.2
@@ -23,7 +22,7 @@ def wait_for(event: threading.Event) -> None:
         pass
 
 
-class QueueThreads(abc.ABC, Generic[Task]):
+class QueueThreads(Closing, Generic[Task]):
     """Threads that take tasks in the order put. Close it before what they read with.
 
     Any thread may call.
@@ -61,21 +60,6 @@ class QueueThreads(abc.ABC, Generic[Task]):
                 raise EngineError("reading has ended; open the model again")
             for task in tasks:
                 self._queue.put(task)
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """End the threads."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _close(self, drop: Callable[[Task], None] | None = None) -> None:
         """Finish what has been put, or drop(what no thread has taken); end the threads."""

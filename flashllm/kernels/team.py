@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from types import TracebackType
 
 import numpy as np
 from llvmlite import ir
@@ -21,6 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from flashllm.closing import Closing
 from flashllm.errors import EngineError
 from flashllm.kernels import jit
 from flashllm.kernels.simd import I32, I64, load_int
@@ -195,7 +195,7 @@ def _follow(shared, ticket, thread, threads):
     return ticket
 
 
-class Team:
+class Team(Closing):
     """`threads` threads, the calling one included; one thread at a time may call run()."""
 
     def __init__(self, threads: int):
@@ -242,17 +242,6 @@ class Team:
         self._wake_parked()
         for worker in self._workers:
             worker.join()
-
-    def __enter__(self) -> Team:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _catch_up(self) -> None:
         """Walk what Ctrl-C kept this thread from: its workers wait in a barrier meanwhile.

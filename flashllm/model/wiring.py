@@ -224,7 +224,13 @@ class Wiring:
         unit, within = np.divmod(np.arange(part.neurons), part.neurons_per_unit)
         offsets = within * part.grain_bytes
         addresses = np.empty(part.neurons, np.int64)
-        self._units.watch(group, lambda: np.add(table[unit], offsets, out=addresses))
+        per_unit = part.neurons_per_unit
+
+        def follow(first: int, count: int) -> None:
+            span = slice(first * per_unit, (first + count) * per_unit)
+            np.add(table[unit[span]], offsets[span], out=addresses[span])
+
+        self._units.watch(group, follow)
         return RowFFN(part.up_dtype, part.width, addresses, part.gate_dtype is not None)
 
     # ------------------------------------------------------------ weights
