@@ -159,7 +159,7 @@ def main() -> None:
     decode(decoder, options.first, options.warm, options.tokens)
     if options.foresight is not None:
         chosen, found, vain = (
-            sum(getattr(layer.sparse.ffn, name) for layer in decoder._layers if layer.sparse)
+            sum(getattr(layer.sparse.ffn, name, 0) for layer in decoder._layers if layer.sparse)
             for name in ("chosen", "found", "vain")
         )
         tell("foresight", found=found / max(1, chosen), vain=vain / max(1, chosen))
@@ -169,12 +169,12 @@ def main() -> None:
 
 
 def foresee(decoder: Decoder, noise: float) -> None:
-    """Have all layers foresee neurons with such noise."""
+    """Have all layers foresee neurons with such noise, but those that read what attention does."""
     count = 4 * decoder.config.ffn.size
     drawn = np.random.default_rng(1).standard_normal(count, dtype=np.float32)
     Foreseeing.noise = drawn * np.float32(noise)
     for layer in decoder._layers:
-        if layer.sparse is not None:
+        if layer.sparse is not None and not layer.sparse.is_sure:
             layer.sparse.ffn.__class__ = Foreseeing
 
 
