@@ -82,10 +82,14 @@ class Foreseeing(SparseFeedForward):
     chosen = found = vain = 0
     guessed: NDArray[np.int64] | None = None
 
-    def _foreseen(self, rows: int) -> NDArray[np.int64]:
-        """A guess."""
+    def prefetch(self, rows: int) -> None:
+        """A guess; what spoils it is not counted as managing memory."""
         begin = int(self.rng.integers(len(self.noise) - self._neurons))
         self._s.scores.values[0, : self._neurons] += self.noise[begin : begin + self._neurons]
+        super().prefetch(rows)
+
+    def _foreseen(self, rows: int) -> NDArray[np.int64]:
+        """Note the guess."""
         self.guessed = super()._foreseen(rows)
         return self.guessed
 
