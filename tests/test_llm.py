@@ -15,7 +15,7 @@ from flashllm.errors import ContextFull, EngineError, InvalidInput, OutOfBudget
 from flashllm.generate.events import Done, Prefill, Token
 from flashllm.generate.template import Message
 from flashllm.llm import LLM, Session
-from flashllm.model.plan import FIXED_BYTES, kv_bytes
+from flashllm.model.memory import FIXED_BYTES, kv_bytes
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from flashllm.generate import model_memory
 from flashllm.generate.pressure import GROW_S, LOOK_S, MemoryWatch, Reading
 from flashllm.generate.score import scratch_bytes
 from flashllm.llm import LLM
-from flashllm.model.memory import FIXED_BYTES
+from flashllm.model.memory import FIXED_BYTES, budget_for
 
 WAIT_S = 20
 N_CTX = 128
@@ -56,7 +56,7 @@ def budget(llm: LLM, folder: Path, share: float, more: int = 0) -> int:
     scan = Streamed.read(folder).scan
     least = smallest_room(scan)
     beside = llm._service.memory._beside + llm._service.model.decoder.scratch_bytes
-    return FIXED_BYTES + beside + more + least + int(share * (scan.nbytes - least))
+    return budget_for(least + int(share * (scan.nbytes - least)), beside + more, 0)
 
 
 def ask(llm: LLM) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
 
 from flashllm.errors import InvalidInput
+from flashllm.kernels.compiling import Compilable
 from flashllm.kernels.program import Program
 
 BACKENDS = ("cpu", "reference")
@@ -23,10 +25,12 @@ class Backend(Protocol):
     def program(self, capacity: int) -> Program:
         """An empty program whose buffers hold up to `capacity` rows."""
 
-    def prepare(self) -> None:
-        """Make what programs recorded so far need, where making it takes much memory for a while.
+    def prepare(self, others: Collection[Compilable], *, memory_is_short: bool) -> None:
+        """Make what programs recorded so far need, and `others`, where making it takes much memory
+        for a while.
 
-        Before a model's weights are read there is room for that. Without it the first run does.
+        Before a model's weights are read there is room for that. Without it the first run makes
+        what is missing, and so it may a few things unless memory_is_short.
         """
 
     def close(self) -> None:

@@ -12,34 +12,50 @@ import json
 import subprocess
 import sys
 from collections.abc import Collection
+from typing import Protocol
 
 from flashllm import machine
 from flashllm.errors import OutOfBudget
-from flashllm.kernels.jit import Op
 from flashllm.sizes import format_size
 
 FEW = 3
-"""So many kernels are compiled here: less memory and sooner done than starting a process."""
+"""So many kernels are compiled sooner than a process for it is started. But not where memory is
+short: the compiler, 100 MB of code, then has no room, is read again and again as it runs, and was
+not done with one kernel in 300 s."""
 
 COMPILER_BYTES = 180_000_000
 """What that process takes at most: 121 to 180 MB were measured."""
 
 _LIMIT_S = 600
+
+
+class Compilable(Protocol):
+    """What can be compiled ahead. name: "module:variable". address: asking for it compiles."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_compiled(self) -> bool: ...
+    @property
+    def address(self) -> int: ...
+
+
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from flashllm.kernels.compiling import compile_here; compile_here(json.loads(sys.argv[2]))"
 )
 
 
-def compile_apart(ops: Collection[Op]) -> None:
+def compile_apart(ops: Collection[Compilable], few: int = 0) -> None:
     """Have the cache hold the native code of `ops`, if it does not, and if a process can be had.
 
-    What fails is compiled later, when it is used, in the process that uses it. Raises OutOfBudget
-    where a container has too little memory for the compiler: the system would end it, or us.
+    few: so many that are missing are left to be compiled when they are used. What fails is compiled
+    then, too, in the process that uses it. Raises OutOfBudget where a container has too little
+    memory for the compiler: the system would end it, or us.
     """
     missing = sorted(op.name for op in ops if not op.is_compiled)
     # In a frozen application sys.executable is that application, not Python.
-    if len(missing) <= FEW or getattr(sys, "frozen", False) or not sys.executable:
+    if len(missing) <= few or getattr(sys, "frozen", False) or not sys.executable:
         return
     free = machine.cgroup_memory_free()
     if free is not None and free < COMPILER_BYTES:
@@ -66,5 +82,5 @@ def compile_here(names: Collection[str]) -> None:
     """Compile kernels by their names into the cache."""
     for name in names:
         module, _, function = name.partition(":")
-        op: Op = getattr(importlib.import_module(module), function)
+        op: Compilable = getattr(importlib.import_module(module), function)
         _ = op.address

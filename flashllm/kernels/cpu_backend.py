@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
-from flashllm.kernels.compiling import compile_apart
+from flashllm.kernels.compiling import FEW, Compilable, compile_apart
 from flashllm.kernels.cpu.program import CPUProgram, Shared
 from flashllm.kernels.team import Team
 
@@ -24,9 +26,11 @@ class CPUBackend:
         """An empty program for this team."""
         return CPUProgram(capacity, self._team, self._shared)
 
-    def prepare(self) -> None:
-        """Compile the kernels of all programs so far, if they are not, in a process apart."""
-        compile_apart(self._shared.ops)
+    def prepare(self, others: Collection[Compilable], *, memory_is_short: bool) -> None:
+        """Compile the kernels of all programs so far, and `others`, if they are not, in a process
+        apart; a few only if memory is short.
+        """
+        compile_apart([*self._shared.ops, *others], 0 if memory_is_short else FEW)
 
     def close(self) -> None:
         """Stop and join the workers."""

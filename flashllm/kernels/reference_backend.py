@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
+from flashllm.kernels.compiling import Compilable
 from flashllm.kernels.reference import ReferenceProgram
 
 
@@ -18,7 +21,7 @@ class ReferenceBackend:
         """An empty program."""
         return ReferenceProgram(capacity)
 
-    def prepare(self) -> None:
+    def prepare(self, others: Collection[Compilable], *, memory_is_short: bool) -> None:
         """Nothing to compile."""
 
     def close(self) -> None:

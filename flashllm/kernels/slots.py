@@ -8,6 +8,8 @@ token with NumPy's, 24 with these.
 
 from __future__ import annotations
 
+import numpy as np
+
 from flashllm.kernels import jit
 
 
@@ -131,3 +133,38 @@ def split(addresses, near, far):
         far[i - count] = i
         count += addresses[i] != 0
     return count
+
+
+class Bookkeeping:
+    """All functions of this module, to be compiled before they are used: as a jit.Op is."""
+
+    name = f"{__name__}:BOOKKEEPING"
+    functions = (
+        above, mean_at, in_common, are_ascending, places, mark, fill, let_go, clear_common, split
+    )  # fmt: skip
+
+    @property
+    def is_compiled(self):
+        """Whether native code of all of them is in the cache."""
+        return len(list(jit.cache_directory().glob("slots.*.nbi"))) >= len(self.functions)
+
+    @property
+    def address(self):
+        """0; asking for it calls each once, which compiles it."""
+        ids, more, last = np.zeros((3, 1), np.int64)
+        slot, stamp, free = np.zeros((3, 1), np.int32)
+        scores = np.zeros(1, np.float32)
+        above(scores, np.float32(0), ids)
+        mean_at(scores, ids)
+        in_common(ids, more)
+        are_ascending(ids, 1)
+        places(ids, 1, 0, more)
+        mark(slot, stamp, ids, 1, more)
+        fill(slot, ids, more, free, 1, last)
+        let_go(slot, stamp, ids, 0, 1, 1, free, 0)
+        clear_common(ids, more, last)
+        split(ids, more, last)
+        return 0
+
+
+BOOKKEEPING = Bookkeeping()

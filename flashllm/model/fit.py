@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flashllm.cache.policy import Residency, Scan, pinned_scan, smallest_room
 from flashllm.errors import OutOfBudget
-from flashllm.model.memory import FIXED_BYTES, weights_room
+from flashllm.model.memory import FIXED_BYTES, budget_for, weights_room
 from flashllm.sizes import format_size
 
 
@@ -45,7 +45,7 @@ def fit(
 
 def least_budget(scan: Scan, *, kv: int, scratch: int, taken: int = 0) -> int:
     """The least budget with which `fit` finds a way; all in bytes, as there."""
-    return FIXED_BYTES + taken + kv + scratch + _least_room(scan)
+    return taken + budget_for(_least_room(scan), kv, scratch)
 
 
 def _least_room(scan: Scan) -> int:

@@ -10,11 +10,13 @@ import numpy as np
 
 from flashllm import kernels, machine, read_speed_file
 from flashllm.cache.pinned import Progress
+from flashllm.cache.policy import SPARSE_ROWS
 from flashllm.cache.read_cost import read_gap
 from flashllm.cache.units import Units
 from flashllm.disk_curve import DiskCurve
 from flashllm.errors import UnsupportedModel
 from flashllm.flash.format import read_model
+from flashllm.kernels.slots import BOOKKEEPING
 from flashllm.kernels.weights import KV_NAMES
 from flashllm.model.config import ModelConfig
 from flashllm.model.decoder import Decoder
@@ -72,7 +74,7 @@ def load_decoder(
     try:
         kv_dtype = asked.kv_dtype or KV_NAMES[backend.kv_dtype.name]
         budget = asked.budget(model.unit_bytes)
-        step_tokens = min(step_tokens, n_ctx)
+        step_tokens = max(min(step_tokens, n_ctx), SPARSE_ROWS if asked.sparse else 1)
         needs = Needs(
             config,
             scan,
@@ -96,7 +98,9 @@ def load_decoder(
             model, config, backend, units, KV_DTYPES[kv_dtype], step_tokens, asked.sparse
         )
         decoder = wiring.decoder(budget, scratch)
-        backend.prepare()
+        # Before weights take the memory that there is.
+        others = [BOOKKEEPING] if asked.sparse else []
+        backend.prepare(others, memory_is_short=budget is not None)
         units.load(on_progress)
         return decoder
     except BaseException:

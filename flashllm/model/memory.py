@@ -10,6 +10,10 @@ from flashllm.model.config import ModelConfig
 from flashllm.model.roles import roles
 from flashllm.model.specs import RopeSpec
 
+PAGE_TABLES = 512
+"""Of so many bytes of a process one is the system's, to know where the others are: 8 of a page of
+4 KiB. They count, as its own do, towards the limit of a control group."""
+
 FIXED_BYTES = 120_000_000
 """What the process holds besides weights, KV caches and scratch: interpreter, libraries, compiled
 kernels. See docs/measurements.md, "Memory besides weights"."""
@@ -44,7 +48,13 @@ _KEPT_TWICE = 2  # vectors: as they were read, and in whole vectors for kernels
 
 def weights_room(budget: int, kv: int, scratch: int) -> int:
     """Bytes that `budget` leaves for weights beside KV caches and scratch; negative: too few."""
-    return budget - FIXED_BYTES - kv - scratch
+    room = budget - FIXED_BYTES - kv - scratch
+    return room - max(0, room) // PAGE_TABLES
+
+
+def budget_for(room: int, kv: int, scratch: int) -> int:
+    """The least budget of which weights_room leaves so much."""
+    return FIXED_BYTES + kv + scratch + room - (-room // (PAGE_TABLES - 1))
 
 
 def kv_bytes(config: ModelConfig, n_ctx: int, dtype: KVDtype) -> int:

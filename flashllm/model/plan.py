@@ -9,8 +9,8 @@ from flashllm.cache.policy import Residency, Scan, pinned_scan, smallest_room
 from flashllm.cache.read_cost import READERS, read_gap
 from flashllm.model.config import ModelConfig
 from flashllm.model.memory import (
-    FIXED_BYTES,
     KVDtype,
+    budget_for,
     kv_bytes,
     scratch_bytes,
     weights_room,
@@ -68,15 +68,14 @@ class Needs:
         """The least memory for weights: to stream them, or for all of a small model."""
         return min(smallest_room(self.scan), self.scan.nbytes)
 
-    def beside(self, n_ctx: int) -> int:
-        """Bytes beside weights, with n_ctx tokens of context."""
-        scratch = scratch_bytes(self.config, self.neurons, n_ctx)
-        return FIXED_BYTES + kv_bytes(self.config, n_ctx, self.kv_dtype) + scratch + self.extra
+    def least_budget(self, n_ctx: int) -> int:
+        """The least memory that works with n_ctx tokens of context."""
+        scratch = scratch_bytes(self.config, self.neurons, n_ctx) + self.extra
+        return budget_for(self.least_room, kv_bytes(self.config, n_ctx, self.kv_dtype), scratch)
 
     def largest_context(self, budget: int, most: int) -> int:
         """The most tokens of context, `most` at most, that fit `budget`; 0 if not even one does."""
-        room = budget - self.least_room
-        return bisect.bisect_right(range(1, most + 1), room, key=self.beside)
+        return bisect.bisect_right(range(1, most + 1), budget, key=self.least_budget)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,11 +259,11 @@ def plan(
         kv_dtype=needs.kv_dtype,
         kv_bytes=kv,
         scratch_bytes=scratch,
-        overhead_bytes=FIXED_BYTES,
+        overhead_bytes=budget_for(residency.nbytes, 0, 0) - residency.nbytes,
         used_bytes=sum(span.nbytes for span in needs.scan.spans) - unused,
         streamed_bytes=residency.streamed_bytes + _looked_up(residency) + new,
         slot_bytes=residency.slot_bytes or needs.scan.tables[0].largest,
-        smallest_budget=needs.beside(n_ctx) + least,
+        smallest_budget=needs.least_budget(n_ctx),
         largest_context=needs.largest_context(budget, n_ctx),
         sparse=sparse,
         warnings=warnings,

@@ -254,7 +254,8 @@ def test_budgets_of_a_sparse_model(tmp_path: Path, capsys: pytest.CaptureFixture
     assert whole["new_bytes"] == 0
     assert 0.3 < whole["active_share"] < 0.7
     assert small["active_share"] == whole["active_share"]
-    assert 0 < small["new_bytes"] <= sparse_model.LAYERS * sparse_model.LAYER_BYTES
+    # Some are foreseen in vain, and take the place of others.
+    assert 0 < small["new_bytes"] <= 2 * sparse_model.LAYERS * sparse_model.LAYER_BYTES
     assert small["disk_rate"] > 0
     assert 0 < small["bound_tok_s"] <= whole["decode_tok_s"]
     assert main([*flags, "--budgets", limit, "--window", "0"]) == 0

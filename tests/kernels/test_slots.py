@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,3 +69,35 @@ def test_split(addresses: list[int]) -> None:
     count = native.split(given_, near, far)
     assert near[:count].tolist() == np.flatnonzero(given_).tolist()
     assert far[: len(given_) - count].tolist() == np.flatnonzero(given_ == 0).tolist()
+
+
+COMPILED = """
+from flashllm.kernels import compiling, jit
+from flashllm.kernels.slots import BOOKKEEPING
+import numpy as np
+
+def files():
+    return sorted(path.name for path in jit.cache_directory().glob("slots.*"))
+
+print(BOOKKEEPING.is_compiled)
+compiling.compile_apart([BOOKKEEPING])
+print(BOOKKEEPING.is_compiled)
+before = files()
+from flashllm.cache.window import Window
+window = Window([9, 9], 9, 1)
+for layer in (0, 1):
+    window.reserve(layer, np.arange(3))
+    window.use(layer, np.arange(8), np.arange(8) % 2 == 0)
+window.begin_step()
+window.use(0, np.arange(9))
+window.begin_step()
+print(files() == before)
+"""
+
+
+def test_all_of_it_is_compiled_ahead(tmp_path: Path) -> None:
+    """In a process apart; where it is used it is not compiled again, for other types."""
+    env = {**os.environ, "FLASHLLM_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.split() == ["False", "True", "True"]

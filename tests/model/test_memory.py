@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from random_model import random_weights, write_model
 
 from flashllm.cache.kv import Sequence
@@ -21,6 +23,7 @@ from flashllm.model.memory import (
     LOGIT_ROWS,
     STEP_TOKENS,
     TOKEN_BYTES,
+    budget_for,
     kv_bytes,
     scratch_bytes,
     weights_room,
@@ -146,3 +149,11 @@ def test_keys_and_values_are_what_a_session_reserves(n_ctx: int) -> None:
 def test_room_for_weights() -> None:
     assert weights_room(FIXED_BYTES + 100, 30, 20) == 50
     assert weights_room(FIXED_BYTES, 30, 20) == -50
+
+
+@given(st.integers(0, 1 << 40))
+def test_page_tables_are_paid_for(room: int) -> None:
+    budget = budget_for(room, 30, 20)
+    assert room <= weights_room(budget, 30, 20) <= room + 1
+    assert weights_room(budget - 1, 30, 20) <= room
+    assert budget - FIXED_BYTES - 50 - room == pytest.approx(room / 511, abs=1)

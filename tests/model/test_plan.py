@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from flashllm.cache.policy import pinned_scan
 from flashllm.disk_curve import DiskCurve, Point
 from flashllm.model.config import ModelConfig
-from flashllm.model.memory import FIXED_BYTES, KVDtype, kv_bytes, scratch_bytes, weights_room
+from flashllm.model.memory import (
+    FIXED_BYTES,
+    KVDtype,
+    budget_for,
+    kv_bytes,
+    scratch_bytes,
+    weights_room,
+)
 from flashllm.model.plan import Needs, Plan, Sizes, plan
 from flashllm.model.scan import scan_of
 from flashllm.model.specs import AttentionSpec, FFNSpec, LayerKind, NormSpec, RopeSpec
@@ -58,7 +65,7 @@ def test_the_sum_of_a_model_that_stays_in_memory() -> None:
     made = make(12 * GB)
     assert made.kv_bytes == kv_bytes(CONFIG, 4096, "f16") == 4096 * 512 * 1024
     assert made.pinned_bytes == made.resident_bytes == SCAN.nbytes
-    assert made.total_bytes == SCAN.nbytes + made.kv_bytes + SCRATCH + FIXED_BYTES
+    assert made.total_bytes == budget_for(SCAN.nbytes, made.kv_bytes, SCRATCH)
     assert made.disk_bytes == 5 * GB + 7
     assert made.fits
     assert not made.streams
@@ -126,7 +133,7 @@ def test_keys_and_values_of_f32_take_twice_the_room() -> None:
 
 
 def test_verdicts_say_what_to_do() -> None:
-    assert make(12 * GB).verdict == "fits in memory, needs 6.38 GB of the 12 GB allowed"
+    assert make(12 * GB).verdict == "fits in memory, needs 6.39 GB of the 12 GB allowed"
     assert make(4 * GB).verdict.startswith("runs in 4 GB, ")
     assert "streaming 2." in make(4 * GB).verdict
     assert "a context of " in make(2 * GB).verdict

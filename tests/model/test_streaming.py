@@ -23,7 +23,7 @@ from flashllm.flash.reader import IO_MODES
 from flashllm.llm import LLM
 from flashllm.model.decoder import Decoder
 from flashllm.model.loader import load_decoder
-from flashllm.model.memory import FIXED_BYTES, kv_bytes
+from flashllm.model.memory import budget_for, kv_bytes
 from flashllm.model.options import LoadOptions
 
 TOKENS = np.random.default_rng(7).integers(0, streamed.VOCAB, 40)
@@ -73,7 +73,7 @@ def budget(path: Path, share: float) -> int:
     least = smallest_room(scan)
     kv = kv_bytes(decoder.config, N_CTX, "f16")
     room = least + int(share * (scan.nbytes - least))
-    return FIXED_BYTES + decoder.scratch_bytes + kv + room
+    return budget_for(room, kv, decoder.scratch_bytes)
 
 
 def logits(decoder: Decoder, cuts: list[int], close: bool = True) -> np.ndarray:
@@ -259,7 +259,7 @@ def test_a_disk_that_fails_in_a_reply(
         later = llm.session().ask("another", **options)
     scan = Streamed.read(chatty).scan
     disk = Disk(monkeypatch)
-    limit = budget_of(chatty) + smallest_room(scan)
+    limit = budget_of(chatty, smallest_room(scan))
     with LLM.open(chatty, mem_budget=limit, n_ctx=256) as llm:
         chat = llm.session(**options)
         assert chat.ask("hello there") == whole
@@ -278,8 +278,8 @@ def test_a_disk_that_fails_in_a_reply(
         assert chat.ask("another") == later
 
 
-def budget_of(folder: Path) -> int:
-    """What a model takes besides its weights, opened as LLM.open does."""
+def budget_of(folder: Path, room: int) -> int:
+    """What a model takes with so much of its weights, opened as LLM.open does."""
     decoder = load_decoder(folder, LoadOptions(None, 256))
     decoder.close()
-    return FIXED_BYTES + decoder.scratch_bytes + kv_bytes(decoder.config, 256, "f16")
+    return budget_for(room, kv_bytes(decoder.config, 256, "f16"), decoder.scratch_bytes)
