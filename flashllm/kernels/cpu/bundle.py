@@ -13,7 +13,7 @@ from numba import float32
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.activation import activate
 from flashllm.kernels.cpu.panels import put
-from flashllm.kernels.cpu.rows import add_column, row_dot
+from flashllm.kernels.cpu.rows import add_column, add_columns, row_dot, row_dots
 from flashllm.kernels.cpu.tiles import BF16, F16, F32, Q4, Q4M, Q8
 from flashllm.kernels.cpu.work import share, unpack
 from flashllm.kernels.simd import (
@@ -43,6 +43,22 @@ def _row_hidden(fmt, args, rows, thread, threads):
     function, threshold, up_relu, gated = unpack(args + 88, 4)
     bias, step, up_bias, up_step = unpack(args + 120, 4)
     first, last = share(load_int(count), thread, threads)
+    if rows == 1 and not gated:
+        for n in range(first, last - 1, 2):
+            y, z = row_dots(
+                fmt,
+                load_int(table + 8 * n),
+                load_int(table + 8 * n + 8),
+                load_int(table + 8 * min(n + _AHEAD, last - 1)),
+                load_int(table + 8 * min(n + _AHEAD + 1, last - 1)),
+                x,
+                width,
+            )
+            y = float32(y + load_float(bias + step * n))
+            z = float32(z + load_float(bias + step * (n + 1)))
+            store_float(h + 4 * n, first_lane(activate(splat(y), function, threshold)))
+            store_float(h + 4 * n + 4, first_lane(activate(splat(z), function, threshold)))
+        first = max(first, last - (last - first & 1))
     for n in range(first, last):
         neuron = load_int(table + 8 * n)
         ahead = load_int(table + 8 * min(n + _AHEAD, last - 1))
@@ -68,6 +84,39 @@ def _next_firing(h, stride, rows, n, neurons):
 
 
 @jit.inline
+def _column(table, n, neurons, skip):
+    """Where the column of neuron n is; of the last one if there is none such."""
+    return load_int(table + 8 * min(n, neurons - 1)) + skip
+
+
+@jit.inline
+def _down_alone(fmt, h, table, neurons, skip, y, first, last, width):
+    """y[first:last] += the columns of the neurons that are not 0, for one token: two at a time."""
+    n = _next_firing(h, 0, 1, 0, neurons)
+    m = _next_firing(h, 0, 1, n + 1, neurons)
+    while m < neurons:
+        p = _next_firing(h, 0, 1, m + 1, neurons)
+        q = _next_firing(h, 0, 1, p + 1, neurons)
+        add_columns(
+            fmt,
+            _column(table, n, neurons, skip),
+            _column(table, m, neurons, skip),
+            _column(table, p, neurons, skip),
+            _column(table, q, neurons, skip),
+            load_float(h + 4 * n),
+            load_float(h + 4 * m),
+            y,
+            first,
+            last,
+            width,
+        )
+        n, m = p, q
+    if n < neurons:
+        column = _column(table, n, neurons, skip)
+        add_column(fmt, column, column, load_float(h + 4 * n), y, first, last, width)
+
+
+@jit.inline
 def _row_down(fmt, args, rows, thread, threads):
     """out[t] (+)= bias + sum over the same neurons, in the table's order, of h[t, n] * down_n."""
     h, h_stride, table, count, skip, width, out, stride = unpack(args, 8)
@@ -77,6 +126,9 @@ def _row_down(fmt, args, rows, thread, threads):
     for t in range(rows):
         for p in range(4 * first, 4 * last):
             put(out + 4 * (t * stride + 16 * p), load_f32(bias + step * p), accumulate)
+    if rows == 1:
+        _down_alone(fmt, h, table, neurons, skip, out, 64 * first, 64 * last, width)
+        return
     n = _next_firing(h, h_stride, rows, 0, neurons)
     after = _next_firing(h, h_stride, rows, n + 1, neurons)
     while n < neurons:
