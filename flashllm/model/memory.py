@@ -54,7 +54,7 @@ def weights_room(budget: int, kv: int, scratch: int) -> int:
 
 def budget_for(room: int, kv: int, scratch: int) -> int:
     """The least budget of which weights_room leaves so much."""
-    return FIXED_BYTES + kv + scratch + room - (-room // (PAGE_TABLES - 1))
+    return FIXED_BYTES + kv + scratch + room + max(0, room - 1) // (PAGE_TABLES - 1)
 
 
 def kv_bytes(config: ModelConfig, n_ctx: int, dtype: KVDtype) -> int:

@@ -13,7 +13,7 @@ from numba import float32
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.activation import activate
 from flashllm.kernels.cpu.panels import put
-from flashllm.kernels.cpu.rows import add_column, add_columns, row_dot, row_dots
+from flashllm.kernels.cpu.rows import add_column, add_columns, row_dot
 from flashllm.kernels.cpu.tiles import BF16, F16, F32, Q4, Q4M, Q8
 from flashllm.kernels.cpu.work import share, unpack
 from flashllm.kernels.simd import (
@@ -43,22 +43,6 @@ def _row_hidden(fmt, args, rows, thread, threads):
     function, threshold, up_relu, gated = unpack(args + 88, 4)
     bias, step, up_bias, up_step = unpack(args + 120, 4)
     first, last = share(load_int(count), thread, threads)
-    if rows == 1 and not gated:
-        for n in range(first, last - 1, 2):
-            y, z = row_dots(
-                fmt,
-                load_int(table + 8 * n),
-                load_int(table + 8 * n + 8),
-                load_int(table + 8 * min(n + _AHEAD, last - 1)),
-                load_int(table + 8 * min(n + _AHEAD + 1, last - 1)),
-                x,
-                width,
-            )
-            y = float32(y + load_float(bias + step * n))
-            z = float32(z + load_float(bias + step * (n + 1)))
-            store_float(h + 4 * n, first_lane(activate(splat(y), function, threshold)))
-            store_float(h + 4 * n + 4, first_lane(activate(splat(z), function, threshold)))
-        first = max(first, last - (last - first & 1))
     for n in range(first, last):
         neuron = load_int(table + 8 * n)
         ahead = load_int(table + 8 * min(n + _AHEAD, last - 1))
