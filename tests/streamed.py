@@ -43,10 +43,12 @@ def write(
     dtype: str = "f32",
     activation: str = "silu",
     parallel: bool = False,
+    row_unit: int = 2 << 10,
 ) -> Path:
     """A model of 2 MB in about 200 units. With `positions` it is of OPT's kind.
 
-    parallel: its attention and feed-forward read the same, as Falcon's do.
+    parallel: its attention and feed-forward read the same, as Falcon's do. row_unit: least bytes of
+    a unit of codec `row`.
     """
     rope = None if positions else RopeSpec(1e4, 16, "interleaved")
     config = ModelConfig(
@@ -65,7 +67,7 @@ def write(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "UNIT_TARGET", 8 << 10)
-        patch.setattr(layout, "ROW_UNIT", 2 << 10)
+        patch.setattr(layout, "ROW_UNIT", row_unit)
         return write_model(folder, config, random_weights(config, 5), dtype, codec)
 
 

@@ -106,11 +106,13 @@ class Scan:
 
     @property
     def rare_groups(self) -> dict[str, int]:
-        """The groups of the rare stages, in order, and the bytes of each."""
+        """The groups of the rare stages, in order, and the bytes of each in slots of its largest
+        unit: the last one may be smaller.
+        """
         found: dict[str, int] = {}
         for stage in sorted(self.rare):
             for span in self.stages[stage]:
-                found[span.group] = found.get(span.group, 0) + span.nbytes
+                found[span.group] = found.get(span.group, 0) + span.units * span.largest
         return found
 
     @property

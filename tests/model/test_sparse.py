@@ -39,6 +39,13 @@ def relu_falcon(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return streamed.write(folder, codec="row", activation="relu", parallel=True)
 
 
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 11 neurons a unit, two pages, with 5 left for the last one of each layer, a page."""
+    folder = tmp_path_factory.mktemp("uneven") / "m"
+    return streamed.write(folder, codec="row", positions=True, row_unit=5500)
+
+
 @pytest.fixture(autouse=True)
 def _small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     streamed.small_reads(monkeypatch)
@@ -70,7 +77,7 @@ def budgets(folder: Path, sparse: str) -> list[int | None]:
 
 @pytest.mark.parametrize("sparse", ["oracle", "gate"])
 @pytest.mark.parametrize("window", [None, 0, 1, 4])
-@pytest.mark.parametrize("model", ["opt", "relu_llama", "relu_falcon"])
+@pytest.mark.parametrize("model", ["opt", "relu_llama", "relu_falcon", "uneven"])
 def test_exact_choice_gives_the_dense_result_at_every_budget_and_window(
     model: str, window: int | None, sparse: str, request: pytest.FixtureRequest
 ) -> None:
