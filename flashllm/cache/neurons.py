@@ -215,9 +215,9 @@ class NeuronCache:
 
     def _take_off(self, layer: int, units: NDArray[np.int64], slots: NDArray[np.int64]) -> _Flight:
         """Begin to read units into their slots."""
-        places = slots * self._slot_bytes
+        begins = slots * self._slot_bytes
         try:
-            read = self._reader.start(self._groups[layer], units, self._memory, places, self._gap)
+            read = self._reader.start(self._groups[layer], units, self._memory, begins, self._gap)
         except BaseException:
             self._window.forget(layer, units)
             raise

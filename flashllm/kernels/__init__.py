@@ -46,7 +46,7 @@ def load(name: str, threads: int = 1) -> Backend:
         raise InvalidInput(f"backend {name!r} does not exist; choose one of {', '.join(BACKENDS)}")
     if threads < 1:
         raise InvalidInput(f"{threads} threads: at least 1 is needed")
-    # Imported on choice: the CPU backend brings Numba, which takes 0.3 s and the reference none.
+    # Imported on choice: the reference compiles nothing, nor starts threads.
     module = importlib.import_module(f"flashllm.kernels.{name}_backend")
     backend: Backend = module.open_backend(threads)
     return backend
