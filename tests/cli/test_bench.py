@@ -254,7 +254,8 @@ def test_budgets_of_a_sparse_model(tmp_path: Path, capsys: pytest.CaptureFixture
     assert whole["new_bytes"] == 0
     assert 0.3 < whole["active_share"] < 0.7
     assert small["active_share"] == whole["active_share"]
-    # Some are foreseen in vain, and take the place of others.
+    # A layer is read twice at most, what is foreseen and then what that missed; each takes the
+    # units between as well, which here are nearly all that remain.
     assert 0 < small["new_bytes"] <= 2 * sparse_model.LAYERS * sparse_model.LAYER_BYTES
     assert small["disk_rate"] > 0
     assert 0 < small["bound_tok_s"] <= whole["decode_tok_s"]
