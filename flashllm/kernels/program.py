@@ -60,6 +60,8 @@ class Program(abc.ABC):
         """out[t] = scale * row indices[t] of weight; the caller has seen to 0 <= index < rows."""
         self._vector("indices", indices, np.int64)
         self._rows("out", out, weight.cols)
+        if weight.bitmap:
+            raise InvalidInput("rows of a matrix that is stored as bitmaps cannot be looked up")
         self._emit("embed", indices, weight, scale, accumulate, out)
 
     def copy(self, x: Floats, width: int, out: Floats) -> None:

@@ -17,6 +17,8 @@ from flashllm.errors import InvalidInput
 
 TILE_ROWS, TILE_COLS = 16, 32
 TILE_BYTES = {"f32": 2048, "f16": 1024, "bf16": 1024, "q8": 544, "q4": 288, "q4m": 320}
+BITMAP_SCALE_BYTES = {"f16": 0, "bf16": 0, "q8": 32, "q4": 32}
+"""Dtypes whose tiles may be stored as bitmaps, and the bytes of the scales of one."""
 QUANTIZED = frozenset({"q8", "q4", "q4m"})
 """Weight dtypes whose kernels take int8 activations."""
 
@@ -36,29 +38,41 @@ def row_part_bytes(dtype: str, width: int) -> int:
     return int(columns * {**per_column, "q4m": 0.5 + 4 / 32}[dtype])
 
 
-def _check(dtype: str, table: Addresses, units: int, what: str) -> None:
+def tile_panel_bytes(dtype: str, tiles: int, *, bitmap: bool) -> int:
+    """Bytes from a panel of so many tiles to the next, in a unit; of bitmaps, without values."""
+    return 8 + 64 * tiles if bitmap else tiles * TILE_BYTES[dtype]
+
+
+def _check(dtype: str, table: Addresses, units: int, what: str, *, bitmap: bool = False) -> None:
     if dtype not in TILE_BYTES:
         raise InvalidInput(
             f"{what}: no kernels for dtype {dtype!r}; there are {sorted(TILE_BYTES)}"
         )
+    if bitmap and dtype not in BITMAP_SCALE_BYTES:
+        raise InvalidInput(f"{what}: no bitmaps of {dtype}; of {sorted(BITMAP_SCALE_BYTES)}")
     if table.dtype != np.int64 or table.shape != (units,) or not table.flags.c_contiguous:
         raise InvalidInput(f"{what}: its table must be {units} contiguous int64 addresses")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TileMatrix:
-    """W [rows, cols] in tiles; table holds the address of every unit of panels_per_unit panels."""
+    """W [rows, cols] in tiles; table holds the address of every unit of panels_per_unit panels.
+
+    bitmap: tiles are stored as bitmaps and what is not zero.
+    """
 
     dtype: str
     rows: int
     cols: int
     panels_per_unit: int
     table: Addresses
+    bitmap: bool = False
 
     def __post_init__(self) -> None:
         if min(self.rows, self.cols, self.panels_per_unit) < 1:
             raise InvalidInput(f"a {self.rows} x {self.cols} matrix has no panels")
-        _check(self.dtype, self.table, -(-self.panels // self.panels_per_unit), "matrix")
+        units = -(-self.panels // self.panels_per_unit)
+        _check(self.dtype, self.table, units, "matrix", bitmap=self.bitmap)
 
     @property
     def panels(self) -> int:
@@ -73,7 +87,10 @@ class TileMatrix:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TileFFN:
-    """A feed-forward, gated or not, in units of blocks_per_unit blocks of 32 neurons."""
+    """A feed-forward, gated or not, in units of blocks_per_unit blocks of 32 neurons.
+
+    bitmap: tiles are stored as bitmaps and what is not zero.
+    """
 
     dtype: str
     down_dtype: str
@@ -82,13 +99,14 @@ class TileFFN:
     blocks_per_unit: int
     table: Addresses
     gated: bool = True
+    bitmap: bool = False
 
     def __post_init__(self) -> None:
         if min(self.width, self.neurons, self.blocks_per_unit) < 1:
             raise InvalidInput(f"a feed-forward of {self.width} x {self.neurons} has no units")
         units = -(-self.neurons // (TILE_COLS * self.blocks_per_unit))
-        _check(self.dtype, self.table, units, "feed-forward")
-        _check(self.down_dtype, self.table, units, "feed-forward")
+        for dtype in (self.dtype, self.down_dtype):
+            _check(dtype, self.table, units, "feed-forward", bitmap=self.bitmap)
 
     @property
     def padded_neurons(self) -> int:
@@ -100,7 +118,7 @@ class TileFFN:
         """Bytes of a unit before down: of gate, if there is one, and up."""
         blocks = -(-self.width // TILE_COLS)
         panels = (4 if self.gated else 2) * self.blocks_per_unit
-        return panels * blocks * TILE_BYTES[self.dtype]
+        return panels * tile_panel_bytes(self.dtype, blocks, bitmap=self.bitmap)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

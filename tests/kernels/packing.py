@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 
@@ -101,6 +103,92 @@ def tile_ffn(gate, up, down, per_unit):
     owners, table = place(units)
     gated = gate is not None
     return TileFFN(up.dtype, down.dtype, up.cols, up.rows, per_unit, table, gated), owners
+
+
+def pruned(w, rng, sparsity):
+    """The weights with about such a share of them zero; the first tile has none but zeros."""
+    gone = rng.random((w.rows, w.cols)) < sparsity
+    gone[:16, :32] = True
+    if w.dtype in STORED:
+        w.values[gone] = 0
+    else:
+        w.codes[gone] = {"q8": 128, "q4": 8}[w.dtype]
+    return w
+
+
+def squeezed(sets):
+    """A unit of codec bitmap. sets: (dtype, panels), a panel the bytes of its tiles."""
+    panels = [(dtype, panel) for dtype, some in sets for panel in some]
+    found = [squeezed_panel(dtype, panel) for dtype, panel in panels]
+    heads = sum(8 + len(bitmaps) for bitmaps, _ in found)
+    at, end, unit = 0, heads, b""
+    for bitmaps, values in found:
+        unit += int(end - at).to_bytes(8, "little") + bitmaps
+        at += 8 + len(bitmaps)
+        end += len(values)
+    return unit + b"".join(values for _, values in found)
+
+
+def squeezed_panel(dtype, tiles):
+    """(bitmaps, scales and values) of a panel."""
+    size = {"f16": 1024, "bf16": 1024, "q8": 544, "q4": 288}[dtype]
+    zero = {"f16": 0, "bf16": 0, "q8": 128, "q4": 8}[dtype]
+    bitmaps, scales, values = bytearray(), bytearray(), bytearray()
+    for begin in range(0, len(tiles), size):
+        tile = tiles[begin : begin + size]
+        if dtype in STORED:
+            codes = [int.from_bytes(tile[i : i + 2], "little") for i in range(0, 1024, 2)]
+        elif dtype == "q8":
+            codes = list(tile[:512])
+            scales += tile[512:]
+        else:
+            codes = [b & 15 for b in tile[:256]] + [b >> 4 for b in tile[:256]]
+            scales += tile[256:]
+        words = [codes[first : first + 64] for first in range(0, 512, 64)]
+        for word in words:
+            bits = sum(1 << i for i, code in enumerate(word) if code != zero)
+            bitmaps += bits.to_bytes(8, "little")
+        kept = [[code for code in word if code != zero] for word in words]
+        if dtype in STORED:
+            values += b"".join(code.to_bytes(2, "little") for word in kept for code in word)
+        elif dtype == "q8":
+            values += b"".join(map(bytes, kept))
+        else:
+            for low, high in zip(kept[:4], kept[4:], strict=True):
+                pairs = itertools.zip_longest(low, high, fillvalue=0)
+                values += bytes(a | b << 4 for a, b in pairs)
+    return bytes(bitmaps), bytes(scales + values)
+
+
+def bitmap_matrix(w, per_unit):
+    """(TileMatrix, owners) of the same as tile_matrix, as bitmaps."""
+    panels = [panel(w, r) for r in range(0, w.rows, 16)]
+    units = [
+        squeezed([(w.dtype, panels[i : i + per_unit])]) for i in range(0, len(panels), per_unit)
+    ]
+    owners, table = place(units)
+    return TileMatrix(w.dtype, w.rows, w.cols, per_unit, table, bitmap=True), owners
+
+
+def bitmap_ffn(gate, up, down, per_unit):
+    """(TileFFN, owners) of the same as tile_ffn, as bitmaps."""
+    units = []
+    for first in range(0, up.rows, 32 * per_unit):
+        blocks = range(first, first + 32 * per_unit, 32)
+        inputs = [
+            panel(matrix, row)
+            for block in blocks
+            for matrix in ((gate, up) if gate else (up,))
+            for row in (block, block + 16)
+        ]
+        outputs = [
+            b"".join(tile(down, row, block) for block in blocks) for row in range(0, down.rows, 16)
+        ]
+        units.append(squeezed([(up.dtype, inputs), (down.dtype, outputs)]))
+    owners, table = place(units)
+    gated = gate is not None
+    ffn = TileFFN(up.dtype, down.dtype, up.cols, up.rows, per_unit, table, gated, bitmap=True)
+    return ffn, owners
 
 
 def row_part(w, n):

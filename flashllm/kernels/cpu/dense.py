@@ -6,23 +6,34 @@ Threads split rows of the result, never a sum: a result is one chain over the co
 from __future__ import annotations
 
 from flashllm.kernels import jit
-from flashllm.kernels.cpu.panels import pair_alone, panel_1, panel_4, panel_address, put
-from flashllm.kernels.cpu.tiles import BF16, F16, F32, Q4, Q4M, Q8, tile_bytes
+from flashllm.kernels.cpu.panels import (
+    is_bitmap,
+    pair_alone,
+    panel_1,
+    panel_4,
+    panel_address,
+    panel_bytes,
+    put,
+    tiles_of,
+)
+from flashllm.kernels.cpu.tiles import BF16, F16, F32, Q4, Q4M, Q8
 from flashllm.kernels.cpu.work import share, unpack
 from flashllm.kernels.simd import add, load_f32, zero
 
 
 @jit.inline
-def _matmul(fmt, args, rows, thread, threads):
+def matmul(fmt, args, rows, thread, threads):
     """out[t, :] (+)= W x[t] + bias; the matrix is cut into units of `per_unit` panels.
 
     Sums begin with the bias, `step` bytes a panel: 0 where there is none, and it is 16 zeros.
+    scratch: of each thread, for the tiles of a panel that is stored as bitmaps.
     """
     x = unpack(args, 5)
     table, panels, per_unit, blocks, out, stride, accumulate, bias, step = unpack(args + 40, 9)
-    size = blocks * tile_bytes(fmt)
+    scratch, apart = unpack(args + 112, 2)
+    size = panel_bytes(fmt, blocks)
     first, last = share(panels, thread, threads)
-    if rows < 4:
+    if rows < (2 if is_bitmap(fmt) else 4):
         for p in range(first, last, 2):
             q = min(p + 1, last - 1)
             a = panel_address(table, p, per_unit, size)
@@ -40,6 +51,7 @@ def _matmul(fmt, args, rows, thread, threads):
         return
     for p in range(first, last):
         panel = panel_address(table, p, per_unit, size)
+        panel = tiles_of(fmt, panel, blocks, scratch + apart * thread)
         start = load_f32(bias + step * p)
         t = 0
         while t + 4 <= rows:
@@ -57,14 +69,15 @@ def _matmul(fmt, args, rows, thread, threads):
 
 
 @jit.inline
-def _matmul_fine(fmt, args, rows, thread, threads):
+def matmul_fine(fmt, args, rows, thread, threads):
     """out[t, :] (+)= W x[2t] + W x[2t + 1] + bias: activations quantised twice."""
     x = unpack(args, 5)
     table, panels, per_unit, blocks, out, stride, accumulate, bias, step = unpack(args + 40, 9)
-    size = blocks * tile_bytes(fmt)
+    scratch, apart = unpack(args + 112, 2)
+    size = panel_bytes(fmt, blocks)
     none = zero()
     first, last = share(panels, thread, threads)
-    if rows == 1:
+    if rows == 1 and not is_bitmap(fmt):
         for p in range(first, last, 2):
             q = min(p + 1, last - 1)
             a = panel_address(table, p, per_unit, size)
@@ -77,6 +90,7 @@ def _matmul_fine(fmt, args, rows, thread, threads):
         return
     for p in range(first, last):
         panel = panel_address(table, p, per_unit, size)
+        panel = tiles_of(fmt, panel, blocks, scratch + apart * thread)
         start = load_f32(bias + step * p)
         t = 0
         while t + 2 <= rows:
@@ -97,44 +111,44 @@ def _matmul_fine(fmt, args, rows, thread, threads):
 
 @jit.op
 def matmul_f32(args, rows, thread, threads):
-    _matmul(F32, args, rows, thread, threads)
+    matmul(F32, args, rows, thread, threads)
 
 
 @jit.op
 def matmul_f16(args, rows, thread, threads):
-    _matmul(F16, args, rows, thread, threads)
+    matmul(F16, args, rows, thread, threads)
 
 
 @jit.op
 def matmul_bf16(args, rows, thread, threads):
-    _matmul(BF16, args, rows, thread, threads)
+    matmul(BF16, args, rows, thread, threads)
 
 
 @jit.op
 def matmul_q8(args, rows, thread, threads):
-    _matmul(Q8, args, rows, thread, threads)
+    matmul(Q8, args, rows, thread, threads)
 
 
 @jit.op
 def matmul_q4(args, rows, thread, threads):
-    _matmul(Q4, args, rows, thread, threads)
+    matmul(Q4, args, rows, thread, threads)
 
 
 @jit.op
 def matmul_q4m(args, rows, thread, threads):
-    _matmul(Q4M, args, rows, thread, threads)
+    matmul(Q4M, args, rows, thread, threads)
 
 
 @jit.op
 def matmul_fine_q8(args, rows, thread, threads):
-    _matmul_fine(Q8, args, rows, thread, threads)
+    matmul_fine(Q8, args, rows, thread, threads)
 
 
 @jit.op
 def matmul_fine_q4(args, rows, thread, threads):
-    _matmul_fine(Q4, args, rows, thread, threads)
+    matmul_fine(Q4, args, rows, thread, threads)
 
 
 @jit.op
 def matmul_fine_q4m(args, rows, thread, threads):
-    _matmul_fine(Q4M, args, rows, thread, threads)
+    matmul_fine(Q4M, args, rows, thread, threads)

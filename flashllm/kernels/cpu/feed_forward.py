@@ -6,18 +6,34 @@ neurons in order, though these are spread over units.
 
 from __future__ import annotations
 
+from numba.extending import overload
+
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.activation import activate, quantize_block, rectify
+from flashllm.kernels.cpu.bitmaps import pair_of_runs
 from flashllm.kernels.cpu.panels import (
     NEAR,
     pair_alone,
     panel_1,
     panel_4,
     panel_address,
+    panel_bytes,
     prefetch_tile,
     put,
+    tiles_of,
 )
-from flashllm.kernels.cpu.tiles import BF16, F16, F32, Q4, Q4M, Q8, dot_1, dot_4, tile_bytes
+from flashllm.kernels.cpu.tiles import (
+    BF16,
+    F16,
+    F32,
+    OPTIONS,
+    Q4,
+    Q4M,
+    Q8,
+    dot_1,
+    dot_4,
+    tile_bytes,
+)
 from flashllm.kernels.cpu.work import share, unpack
 from flashllm.kernels.simd import load_f32, load_int, mul, store_f32
 
@@ -73,7 +89,7 @@ def _activate_block(h, stride, rows, function, threshold):
 
 
 @jit.inline
-def _ffn_hidden(fmt, args, rows, thread, threads):
+def ffn_hidden(fmt, args, rows, thread, threads):
     """h[t] = act(gate x[t]) * (up x[t]), and h quantised: a block of 32 neurons is one group.
 
     Biases as in dense.py: sums begin with them, a step of 0 bytes means 16 zeros.
@@ -82,8 +98,9 @@ def _ffn_hidden(fmt, args, rows, thread, threads):
     h, h_codes, h_scales, h_sums, stride = unpack(args + 40, 5)
     table, units, per_unit, blocks = unpack(args + 80, 4)
     function, threshold, up_relu, quantized, gated = unpack(args + 112, 5)
-    bias, step, up_bias, up_step = unpack(args + 152, 4)
-    size = blocks * tile_bytes(fmt)
+    bias, step, up_bias, up_step, scratch, apart = unpack(args + 152, 6)
+    tiles = scratch + apart * thread
+    size = panel_bytes(fmt, blocks)
     first, last = share(units * per_unit, thread, threads)
     for block in range(first, last):
         panels = panel_address(table, block, per_unit, (4 if gated else 2) * size)
@@ -101,13 +118,17 @@ def _ffn_hidden(fmt, args, rows, thread, threads):
             store_f32(to, y)
             store_f32(to + 64, z)
         else:
-            _first(fmt, panels, blocks, x, b, to, stride, rows)
-            _first(fmt, panels + size, blocks, x, b + step, to + 64, stride, rows)
+            panel = tiles_of(fmt, panels, blocks, tiles)
+            _first(fmt, panel, blocks, x, b, to, stride, rows)
+            panel = tiles_of(fmt, panels + size, blocks, tiles)
+            _first(fmt, panel, blocks, x, b + step, to + 64, stride, rows)
             _activate_block(to, stride, rows, function, threshold)
             if gated:
-                _times_up(fmt, up, blocks, x, up_b, to, stride, rows, up_relu)
+                panel = tiles_of(fmt, up, blocks, tiles)
+                _times_up(fmt, panel, blocks, x, up_b, to, stride, rows, up_relu)
+                panel = tiles_of(fmt, up + size, blocks, tiles)
                 b_2 = up_b + up_step
-                _times_up(fmt, up + size, blocks, x, b_2, to + 64, stride, rows, up_relu)
+                _times_up(fmt, panel, blocks, x, b_2, to + 64, stride, rows, up_relu)
         if quantized:
             for t in range(rows):
                 group = t * (stride >> 5) + block
@@ -120,7 +141,7 @@ def _ffn_hidden(fmt, args, rows, thread, threads):
 
 
 @jit.inline
-def _ffn_down(fmt, args, rows, thread, threads):
+def ffn_down(fmt, args, rows, thread, threads):
     """out[t] (+)= down h[t] + bias, unit after unit; `partial` holds the sum while it grows.
 
     Each thread hops through its rows of every unit, so the order within a unit keeps those
@@ -128,7 +149,8 @@ def _ffn_down(fmt, args, rows, thread, threads):
     """
     h = unpack(args, 5)
     table, units, per_unit, skip, panels, partial, out, stride = unpack(args + 40, 8)
-    accumulate, bias, step = unpack(args + 104, 3)
+    accumulate, bias, step, scratch, apart = unpack(args + 104, 5)
+    size = panel_bytes(fmt, per_unit)
     first, last = share(panels, thread, threads)
     for t in range(rows):
         for p in range(first, last):
@@ -141,7 +163,7 @@ def _ffn_down(fmt, args, rows, thread, threads):
             _down_alone(fmt, down, after, first, last, block, per_unit, h, partial)
         else:
             for p in range(first, last):
-                tile = down + p * per_unit * tile_bytes(fmt)
+                tile = tiles_of(fmt, down + p * size, per_unit, scratch + apart * thread)
                 _down_panel(fmt, tile, block, per_unit, h, partial + 64 * p, stride, rows)
     for t in range(rows):
         for p in range(first, last):
@@ -149,11 +171,35 @@ def _ffn_down(fmt, args, rows, thread, threads):
             put(out + at, load_f32(partial + at), accumulate)
 
 
-@jit.inline
 def _down_alone(fmt, down, after, first, last, block, count, h, y):
-    """y += one unit's panels first .. last-1 times the only token, in two streams, asking for the
-    same panels of the unit that comes after: each thread hops through its part of every unit, so
-    what follows in memory is another thread's.
+    """y += one unit's panels first .. last-1 times the only token, in two streams. after: the unit
+    that comes next.
+    """
+    raise TypeError("for kernels only")
+
+
+@overload(_down_alone, jit_options=OPTIONS)
+def _choose_down_alone(fmt, down, after, first, last, block, count, h, y):
+    return _bitmaps_down_alone if fmt.format.bitmap else _tiles_down_alone
+
+
+def _bitmaps_down_alone(fmt, down, after, first, last, block, count, h, y):
+    size = panel_bytes(fmt, count)
+    half = (last - first) // 2
+    for i in range((last - first + 1) // 2):
+        # An odd panel out is its own partner: both compute the same.
+        p = first + i if i < half else last - 1
+        q = p + half if i < half else p
+        run_p, run_q = down + p * size, down + q * size
+        acc_p, acc_q = load_f32(y + 64 * p), load_f32(y + 64 * q)
+        acc_p, acc_q = pair_of_runs(fmt, run_p, run_q, count, h, block, acc_p, acc_q)
+        store_f32(y + 64 * p, acc_p)
+        store_f32(y + 64 * q, acc_q)
+
+
+def _tiles_down_alone(fmt, down, after, first, last, block, count, h, y):
+    """It asks for the same panels of the unit that comes after: each thread hops through its part
+    of every unit, so what follows in memory is another thread's.
 
     Measured at q4, 11008 x 4096, one thread, share of the read bandwidth: one stream 0.60, with
     the next unit asked for 0.80, two streams 0.87.
@@ -205,59 +251,59 @@ def _down_panel(fmt, tile, block, count, h, y, stride, rows):
 
 @jit.op
 def ffn_hidden_f32(args, rows, thread, threads):
-    _ffn_hidden(F32, args, rows, thread, threads)
+    ffn_hidden(F32, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_hidden_f16(args, rows, thread, threads):
-    _ffn_hidden(F16, args, rows, thread, threads)
+    ffn_hidden(F16, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_hidden_bf16(args, rows, thread, threads):
-    _ffn_hidden(BF16, args, rows, thread, threads)
+    ffn_hidden(BF16, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_hidden_q8(args, rows, thread, threads):
-    _ffn_hidden(Q8, args, rows, thread, threads)
+    ffn_hidden(Q8, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_hidden_q4(args, rows, thread, threads):
-    _ffn_hidden(Q4, args, rows, thread, threads)
+    ffn_hidden(Q4, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_hidden_q4m(args, rows, thread, threads):
-    _ffn_hidden(Q4M, args, rows, thread, threads)
+    ffn_hidden(Q4M, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_down_f32(args, rows, thread, threads):
-    _ffn_down(F32, args, rows, thread, threads)
+    ffn_down(F32, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_down_f16(args, rows, thread, threads):
-    _ffn_down(F16, args, rows, thread, threads)
+    ffn_down(F16, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_down_bf16(args, rows, thread, threads):
-    _ffn_down(BF16, args, rows, thread, threads)
+    ffn_down(BF16, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_down_q8(args, rows, thread, threads):
-    _ffn_down(Q8, args, rows, thread, threads)
+    ffn_down(Q8, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_down_q4(args, rows, thread, threads):
-    _ffn_down(Q4, args, rows, thread, threads)
+    ffn_down(Q4, args, rows, thread, threads)
 
 
 @jit.op
 def ffn_down_q4m(args, rows, thread, threads):
-    _ffn_down(Q4M, args, rows, thread, threads)
+    ffn_down(Q4M, args, rows, thread, threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from flashllm.kernels.cpu import (
     activation,
     attention,
+    bitmap_products,
     bundle,
     dense,
     elementwise,
@@ -36,6 +38,7 @@ from flashllm.kernels.team import Team
 from flashllm.kernels.weights import (
     KV_NAMES,
     QUANTIZED,
+    TILE_BYTES,
     TILE_ROWS,
     Activations,
     FineActivations,
@@ -105,6 +108,13 @@ class CPUProgram(Program):
         array = self._shared.scratch.setdefault(shape, np.zeros(shape, np.float32))
         self._kept.append(array)
         return array
+
+    def _tile_scratch(self, weight: TileMatrix | TileFFN, dtype: str, tiles: int) -> list[int]:
+        """Where each thread may expand a panel of so many tiles, and how far apart these are."""
+        if not weight.bitmap:
+            return [0, 0]
+        scratch = self._scratch((self._team.threads, tiles * TILE_BYTES[dtype] // 4))
+        return [address(scratch), scratch.strides[0]]
 
     def _whole_vectors(self, values: Floats, length: int = 0) -> Floats:
         """A copy with zeros up to whole vectors, and to at least `length` elements."""
@@ -181,7 +191,9 @@ class CPUProgram(Program):
     ) -> Encoded:
         inputs = activations(x) if isinstance(x, Activations) else floats_alone(x.values)
         words = [*inputs, *panels(weight), *rows(out), int(accumulate)]
-        return pick(dense, "matmul", weight.dtype), [*words, *self._bias_words(bias, 64)]
+        words += self._bias_words(bias, 64)
+        words += self._tile_scratch(weight, weight.dtype, weight.blocks)
+        return pick(_stored(weight, dense), "matmul", weight.dtype), words
 
     def _encode_matmul_fine(
         self,
@@ -192,7 +204,9 @@ class CPUProgram(Program):
         out: Floats,
     ) -> Encoded:
         words = [*activations(x.rows), *panels(weight), *rows(out), int(accumulate)]
-        return pick(dense, "matmul_fine", weight.dtype), [*words, *self._bias_words(bias, 64)]
+        words += self._bias_words(bias, 64)
+        words += self._tile_scratch(weight, weight.dtype, weight.blocks)
+        return pick(_stored(weight, dense), "matmul_fine", weight.dtype), words
 
     def _encode_rope(
         self,
@@ -258,7 +272,8 @@ class CPUProgram(Program):
         words += [int(ffn.down_dtype in QUANTIZED), int(ffn.gated)]
         for bias in (gate_bias, up_bias) if ffn.gated else (up_bias, None):
             words += self._bias_words(bias, 64, ffn.padded_neurons)
-        return pick(feed_forward, "ffn_hidden", ffn.dtype), words
+        words += self._tile_scratch(ffn, ffn.dtype, -(-ffn.width // 32))
+        return pick(_stored(ffn, feed_forward), "ffn_hidden", ffn.dtype), words
 
     def _encode_ffn_down(
         self, h: Activations, ffn: TileFFN, bias: Floats | None, accumulate: bool, out: Floats
@@ -267,7 +282,9 @@ class CPUProgram(Program):
         words = [address(ffn.table), len(ffn.table), ffn.blocks_per_unit, ffn.input_bytes]
         words += [-(-ffn.width // TILE_ROWS), address(partial), *rows(out), int(accumulate)]
         words += self._bias_words(bias, 64)
-        return pick(feed_forward, "ffn_down", ffn.down_dtype), [*activations(h), *words]
+        words += self._tile_scratch(ffn, ffn.down_dtype, ffn.blocks_per_unit)
+        op = pick(_stored(ffn, feed_forward), "ffn_down", ffn.down_dtype)
+        return op, [*activations(h), *words]
 
     def _encode_row_hidden(
         self,
@@ -291,3 +308,8 @@ class CPUProgram(Program):
         words = [*rows(h.values), address(ffn.table), self._count(ffn), ffn.input_bytes]
         words += [padded(ffn.width), *rows(out), int(accumulate), *self._bias_words(bias, 64)]
         return pick(bundle, "row_down", ffn.dtype), words
+
+
+def _stored(weight: TileMatrix | TileFFN, products: ModuleType) -> ModuleType:
+    """Which module has the products over tiles as these are stored."""
+    return bitmap_products if weight.bitmap else products

@@ -46,10 +46,14 @@ from flashllm.kernels.weights import TILE_BYTES
 
 
 class Format:
-    """A weight dtype as a value that kernels specialise on when they are compiled."""
+    """A weight dtype as a value that kernels specialise on when they are compiled.
 
-    def __init__(self, name: str):
+    bitmap: tiles are stored as bitmaps and what is not zero, see bitmaps.py.
+    """
+
+    def __init__(self, name: str, *, bitmap: bool = False):
         self.name = name
+        self.bitmap = bitmap
         self.tile_bytes = TILE_BYTES[name]
 
 
@@ -59,12 +63,16 @@ BF16 = Format("bf16")
 Q8 = Format("q8")
 Q4 = Format("q4")
 Q4M = Format("q4m")
+F16_BITMAP = Format("f16", bitmap=True)
+BF16_BITMAP = Format("bf16", bitmap=True)
+Q8_BITMAP = Format("q8", bitmap=True)
+Q4_BITMAP = Format("q4", bitmap=True)
 
 
 class _FormatType(types.Type):
     def __init__(self, format: Format):
         self.format = format
-        super().__init__(name=f"Format({format.name})")
+        super().__init__(name=f"Format({format.name}{', bitmap' if format.bitmap else ''})")
 
 
 register_model(_FormatType)(models.OpaqueModel)
@@ -241,7 +249,7 @@ def _q4m_weight(fmt, tile, row, col):
 
 
 @jit.inline
-def _scaled(acc, dots, scales, x, t, b):
+def scaled_sum(acc, dots, scales, x, t, b):
     """acc + dots * (weight scales * the activation's scale)."""
     _, _, x_scales, _, width = x
     group = t * (width >> 5) + b
@@ -249,7 +257,7 @@ def _scaled(acc, dots, scales, x, t, b):
 
 
 @jit.inline
-def _centred(x, t, b, centre):
+def centred(x, t, b, centre):
     """-centre * the sum of the activation's codes: codes are stored with an offset of `centre`."""
     _, _, _, sums, width = x
     return splat_i32(int32(-centre * load_i32(sums + 4 * (t * (width >> 5) + b))))
@@ -290,25 +298,25 @@ def _nibble_dots_4(tile, x, t, b, start):
 
 
 def _q4_1(fmt, tile, acc, x, t, b):
-    dots = _nibble_dots(tile, x, t, b, _centred(x, t, b, 8))
-    return _scaled(acc, dots, load_f16(tile + 256), x, t, b)
+    dots = _nibble_dots(tile, x, t, b, centred(x, t, b, 8))
+    return scaled_sum(acc, dots, load_f16(tile + 256), x, t, b)
 
 
 def _q4_4(fmt, tile, acc, x, t, b):
     start = (
-        _centred(x, t, b, 8),
-        _centred(x, t + 1, b, 8),
-        _centred(x, t + 2, b, 8),
-        _centred(x, t + 3, b, 8),
+        centred(x, t, b, 8),
+        centred(x, t + 1, b, 8),
+        centred(x, t + 2, b, 8),
+        centred(x, t + 3, b, 8),
     )
     d0, d1, d2, d3 = _nibble_dots_4(tile, x, t, b, start)
     scales = load_f16(tile + 256)
     a0, a1, a2, a3 = acc
     return (
-        _scaled(a0, d0, scales, x, t, b),
-        _scaled(a1, d1, scales, x, t + 1, b),
-        _scaled(a2, d2, scales, x, t + 2, b),
-        _scaled(a3, d3, scales, x, t + 3, b),
+        scaled_sum(a0, d0, scales, x, t, b),
+        scaled_sum(a1, d1, scales, x, t + 1, b),
+        scaled_sum(a2, d2, scales, x, t + 2, b),
+        scaled_sum(a3, d3, scales, x, t + 3, b),
     )
 
 
@@ -323,7 +331,7 @@ def _minimum(acc, minimums, x, t, b):
 
 def _q4m_1(fmt, tile, acc, x, t, b):
     dots = _nibble_dots(tile, x, t, b, splat_i32(int32(0)))
-    acc = _scaled(acc, dots, load_f16(tile + 256), x, t, b)
+    acc = scaled_sum(acc, dots, load_f16(tile + 256), x, t, b)
     return _minimum(acc, load_f16(tile + 288), x, t, b)
 
 
@@ -333,29 +341,29 @@ def _q4m_4(fmt, tile, acc, x, t, b):
     scales, minimums = load_f16(tile + 256), load_f16(tile + 288)
     a0, a1, a2, a3 = acc
     return (
-        _minimum(_scaled(a0, d0, scales, x, t, b), minimums, x, t, b),
-        _minimum(_scaled(a1, d1, scales, x, t + 1, b), minimums, x, t + 1, b),
-        _minimum(_scaled(a2, d2, scales, x, t + 2, b), minimums, x, t + 2, b),
-        _minimum(_scaled(a3, d3, scales, x, t + 3, b), minimums, x, t + 3, b),
+        _minimum(scaled_sum(a0, d0, scales, x, t, b), minimums, x, t, b),
+        _minimum(scaled_sum(a1, d1, scales, x, t + 1, b), minimums, x, t + 1, b),
+        _minimum(scaled_sum(a2, d2, scales, x, t + 2, b), minimums, x, t + 2, b),
+        _minimum(scaled_sum(a3, d3, scales, x, t + 3, b), minimums, x, t + 3, b),
     )
 
 
 def _q8_1(fmt, tile, acc, x, t, b):
     _, codes, _, _, width = x
     c = codes + t * width + 32 * b
-    even, odd = _centred(x, t, b, 128), splat_i32(int32(0))
+    even, odd = centred(x, t, b, 128), splat_i32(int32(0))
     for j in range(0, 32, 8):
         even = dot_u8(even, load_u8(tile + 16 * j), broadcast_4(c + j))
         odd = dot_u8(odd, load_u8(tile + 16 * j + 64), broadcast_4(c + j + 4))
-    return _scaled(acc, add_i32(even, odd), load_f16(tile + 512), x, t, b)
+    return scaled_sum(acc, add_i32(even, odd), load_f16(tile + 512), x, t, b)
 
 
 def _q8_4(fmt, tile, acc, x, t, b):
     _, codes, _, _, width = x
     c0 = codes + t * width + 32 * b
     c1, c2, c3 = c0 + width, c0 + 2 * width, c0 + 3 * width
-    s0, s1 = _centred(x, t, b, 128), _centred(x, t + 1, b, 128)
-    s2, s3 = _centred(x, t + 2, b, 128), _centred(x, t + 3, b, 128)
+    s0, s1 = centred(x, t, b, 128), centred(x, t + 1, b, 128)
+    s2, s3 = centred(x, t + 2, b, 128), centred(x, t + 3, b, 128)
     for j in range(0, 32, 4):
         w = load_u8(tile + 16 * j)
         s0 = dot_u8(s0, w, broadcast_4(c0 + j))
@@ -365,8 +373,8 @@ def _q8_4(fmt, tile, acc, x, t, b):
     scales = load_f16(tile + 512)
     a0, a1, a2, a3 = acc
     return (
-        _scaled(a0, s0, scales, x, t, b),
-        _scaled(a1, s1, scales, x, t + 1, b),
-        _scaled(a2, s2, scales, x, t + 2, b),
-        _scaled(a3, s3, scales, x, t + 3, b),
+        scaled_sum(a0, s0, scales, x, t, b),
+        scaled_sum(a1, s1, scales, x, t + 1, b),
+        scaled_sum(a2, s2, scales, x, t + 2, b),
+        scaled_sum(a3, s3, scales, x, t + 3, b),
     )

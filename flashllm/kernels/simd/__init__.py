@@ -5,7 +5,8 @@ loops over integer addresses; LLVM allocates registers and folds loads. Loads an
 alignment. Addresses keep nothing alive: the caller of a kernel owns the memory.
 
 LLVM splits a 512-bit vector where the CPU has smaller ones, so the same source runs everywhere;
-only the int8 dot product and half conversion choose instructions, when code is generated.
+only the int8 dot product, half conversion and expansion by a mask choose instructions, when code
+is generated.
 """
 
 from flashllm.kernels.simd.arithmetic import (
@@ -43,8 +44,22 @@ from flashllm.kernels.simd.dot import (
     load_nibbles,
     low_nibbles,
 )
+from flashllm.kernels.simd.expand import (
+    expand_halves,
+    expand_high,
+    expand_low,
+    expand_q8,
+    high_bf16,
+    high_f16,
+    join_nibbles,
+    low_bf16,
+    low_f16,
+    popcount,
+    popcount_low,
+)
 from flashllm.kernels.simd.memory import (
     broadcast_4,
+    copy_32,
     load_bf16,
     load_bfloat,
     load_byte,
@@ -67,9 +82,11 @@ from flashllm.kernels.simd.memory import (
     store_f32,
     store_float,
     store_half,
+    store_halves,
     store_i8,
     store_i32,
     store_i32x16,
+    store_u8,
 )
 from flashllm.kernels.simd.transpose import transpose
 from flashllm.kernels.simd.vectors import I32, I64, load_at
@@ -81,14 +98,22 @@ __all__ = [
     "add",
     "add_i32",
     "broadcast_4",
+    "copy_32",
     "div",
     "dot_u4",
     "dot_u8",
     "drop_first",
+    "expand_halves",
+    "expand_high",
+    "expand_low",
+    "expand_q8",
     "first_lane",
     "float_from_bits",
     "fma",
+    "high_bf16",
+    "high_f16",
     "high_nibbles",
+    "join_nibbles",
     "keep_first",
     "lane_numbers",
     "load_at",
@@ -107,11 +132,15 @@ __all__ = [
     "load_nibbles_as_float",
     "load_u8",
     "load_u8_as_float",
+    "low_bf16",
+    "low_f16",
     "low_nibbles",
     "max_lanes",
     "maximum",
     "minimum",
     "mul",
+    "popcount",
+    "popcount_low",
     "power_of_two",
     "prefetch",
     "prefetch_near",
@@ -125,9 +154,11 @@ __all__ = [
     "store_f32",
     "store_float",
     "store_half",
+    "store_halves",
     "store_i8",
     "store_i32",
     "store_i32x16",
+    "store_u8",
     "sub",
     "sum_lanes",
     "sum_lanes_i32",

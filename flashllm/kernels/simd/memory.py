@@ -23,6 +23,7 @@ from flashllm.kernels.simd.vectors import (
     splat_lanes,
     store_at,
     u8x64,
+    u16x32,
 )
 
 
@@ -42,6 +43,12 @@ def store_f32(b, address, value):
 def load_u8(b, address):
     """64 bytes."""
     return load_at(b, address, u8x64.ir)
+
+
+@operation(types.none, types.intp, types.intp)
+def copy_32(b, address, out):
+    """Write 32 bytes that are elsewhere."""
+    store_at(b, load_at(b, address, ir.VectorType(I8, 32)), out)
 
 
 @operation(f32x16, types.intp)
@@ -156,6 +163,18 @@ def load_i32x16(b, address):
 @operation(types.none, types.intp, i32x16)
 def store_i32x16(b, address, value):
     """Write 16 int32."""
+    store_at(b, value, address)
+
+
+@operation(types.none, types.intp, u8x64)
+def store_u8(b, address, value):
+    """Write 64 bytes."""
+    store_at(b, value, address)
+
+
+@operation(types.none, types.intp, u16x32)
+def store_halves(b, address, value):
+    """Write 32 elements of two bytes."""
     store_at(b, value, address)
 
 

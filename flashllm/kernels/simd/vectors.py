@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 
 
@@ -31,6 +31,7 @@ class _VectorModel(models.PrimitiveModel):
 f32x16 = VectorType(F32, 16)
 i32x16 = VectorType(I32, 16)
 u8x64 = VectorType(I8, 64)
+u16x32 = VectorType(I16, 32)
 
 
 # ------------------------------------------------------------------ building blocks
