@@ -174,6 +174,7 @@ def convert(
     dtype: Dtype = "keep",
     pure: bool = False,
     codec: Literal["tile", "row"] = "tile",
+    sparse_min: float | None = None,
     restart: bool = False,
     threads: int | None = None,
     on_progress: Progress | None = None,
@@ -183,8 +184,10 @@ def convert(
 
     It appears whole or not at all; interrupted, the next call with the same arguments goes on,
     unless it is to restart. dtype: "keep" holds the weights without loss wherever our dtypes can
-    express them; "q4" and "q4m" leave the output matrix in q8 unless `pure`. threads: all cores by
-    default. Raises CorruptModel, UnsupportedModel, DiskFull, ModelIOError, InvalidInput.
+    express them; "q4" and "q4m" leave the output matrix in q8 unless `pure`. sparse_min: matrices
+    of which at least this share is zero become bitmaps and what is not zero, where that is smaller.
+    threads: all cores by default. Raises CorruptModel, UnsupportedModel, DiskFull, ModelIOError,
+    InvalidInput.
     """
     return convert_checkpoint(
         Path(source),
@@ -192,6 +195,7 @@ def convert(
         dtype=dtype,
         pure=pure,
         codec=codec,
+        sparse_min=sparse_min,
         restart=restart,
         threads=threads,
         on_progress=on_progress,

@@ -42,11 +42,13 @@ def write_gguf(
     seed: int = 0,
     tied: bool = True,
     context: int = 128,
+    sparsity: float = 0.0,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a tiny Llama to `path` and return it; `metadata` overrides or adds keys.
 
-    dtype is one of GGML_TYPES and holds for every matrix; norms are F32.
+    dtype is one of GGML_TYPES and holds for every matrix; norms are F32. Of the layers' matrices
+    about a share `sparsity` is zero.
     """
     keys: dict[str, Any] = {
         "general.architecture": "llama",
@@ -67,6 +69,8 @@ def write_gguf(
         **(metadata or {}),
     }
     weights = random_weights(layers, hidden, ffn, heads, kv_heads, vocab, seed, tied)
+    if sparsity:
+        prune(weights, sparsity)
     tensors = {name: (w, dtype if w.ndim == 2 else "F32") for name, w in weights.items()}
     path.write_bytes(gguf_bytes(keys, tensors, keys["general.alignment"]))
     return path
@@ -81,6 +85,14 @@ def model_dir(tmp_path: Path, dtype: str = "keep", codec: str = "tile", **option
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
     source = write_gguf(folder / "tiny.gguf", dtype=gguf_dtype, **options)
     return convert(source, folder / "tiny.flash", dtype=dtype, codec=codec)
+
+
+def prune(weights: dict[str, np.ndarray], sparsity: float) -> None:
+    """Make about this share of the layers' matrices 0, or -0 as masks leave it."""
+    rng = np.random.default_rng(7)
+    for name, values in weights.items():
+        if name.startswith("blk.") and values.ndim == 2:
+            values *= rng.random(values.shape) >= sparsity
 
 
 def random_weights(

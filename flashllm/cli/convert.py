@@ -35,6 +35,13 @@ Codec = Literal["tile", "row"]
     default="tile",
     help="Inner layout: tile for dense models, row for ReLU-sparse ones. [default: tile]",
 )
+@click.option(
+    "--sparse-min",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Store matrices of which at least this share is zero, such as 0.4, as bitmaps and what is "
+    "not zero, where that is smaller: for pruned models. No weight changes by it.",
+)
 @click.option("--name", metavar="NAME", help="Name in the store. [default: from the file's name]")
 @click.option("--restart", is_flag=True, help="Drop what an interrupted conversion has done.")
 @click.option(
@@ -46,6 +53,7 @@ def command(
     dtype: Dtype,
     pure: bool,
     codec: Codec,
+    sparse_min: float | None,
     name: str | None,
     restart: bool,
     threads: int | None,
@@ -80,6 +88,7 @@ def command(
                 dtype=dtype,
                 pure=pure,
                 codec=codec,
+                sparse_min=sparse_min,
                 restart=restart,
                 threads=threads,
                 on_progress=report.bytes,

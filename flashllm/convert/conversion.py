@@ -20,6 +20,7 @@ from flashllm.convert.reading import TensorReader
 from flashllm.convert.source import Source, understand
 from flashllm.convert.units import Made, group_jobs, group_weights
 from flashllm.convert.weights import Weights
+from flashllm.convert.zeros import densities
 from flashllm.errors import InvalidInput, ModelIOError
 from flashllm.flash.codecs import PACK_FFN, Bytes
 from flashllm.flash.manifest import SMALL_FILE, VERSION, Manifest
@@ -50,6 +51,7 @@ def convert(
     dtype: str = "keep",
     codec: str = "tile",
     pure: bool = False,
+    sparse_min: float | None = None,
     name: str | None = None,
     overwrite: bool = False,
     restart: bool = False,
@@ -76,6 +78,10 @@ def convert(
         raise InvalidInput(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     if codec not in PACK_FFN:
         raise InvalidInput(f"codec {codec!r} is unknown; use one of {', '.join(PACK_FFN)}")
+    if sparse_min is not None and (codec != "tile" or not 0 <= sparse_min <= 1):
+        raise InvalidInput(
+            f"bitmaps from a sparsity of {sparse_min}: choose 0 to 1, and the codec tile"
+        )
     say = on_message or (lambda text: None)
     checkpoint = open_checkpoint(source)
     understood = understand(checkpoint)
@@ -84,7 +90,7 @@ def convert(
     else:
         tokenizer = files_from_hf(checkpoint.path)
     provenance = Provenance.of(checkpoint)
-    options = {"dtype": dtype, "codec": codec, "pure": pure}
+    options = {"dtype": dtype, "codec": codec, "pure": pure, "sparse_min": sparse_min}
     versions = [created_by(), VERSION, SEARCH_VERSION]
     writer = ModelWriter(
         target,
@@ -94,11 +100,17 @@ def convert(
         say=say,
     )
     dtypes = matrix_dtypes(understood, dtype, codec, pure=pure)
-    plans = plan_groups(understood.config, dtypes, codec)
+    threads = threads or machine.cpu().usable_cores
     loss = Loss()
     try:
         with TensorReader(checkpoint.files) as reader, writer:
             weights = Weights(understood, reader, dtypes)
+            pruned = {}
+            if sparse_min is not None:
+                say("counting the weights that are zero")
+                found = densities(weights, threads + SPARE_THREADS, on_progress or _nothing)
+                pruned = {role: share for role, share in found.items() if 1 - share >= sparse_min}
+            plans = plan_groups(understood.config, dtypes, codec, pruned)
             writer.check_room(units_bytes(plans))
             for file_name, data in tokenizer.items():
                 writer.add_file(file_name, data)
@@ -110,7 +122,7 @@ def convert(
                 plans,
                 loss,
                 _Progress(understood, plans, weights, on_progress),
-                threads or machine.cpu().usable_cores,
+                threads,
                 say,
             )
             metadata = checkpoint.metadata
@@ -120,7 +132,7 @@ def convert(
                     name=_printable(name or metadata.get("general.name") or _stem(understood)),
                     created_by=created_by(),
                     config=understood.config.to_json(),
-                    codec=codec,
+                    codec="bitmap" if any(plan.varies for plan in plans) else codec,
                     dtype=dtype,
                     groups=writer.groups,
                     source=provenance.to_json(),
@@ -133,6 +145,10 @@ def convert(
         if not writer.kept:
             raise
         raise type(error)(f"{error}; {GO_ON}", error.path, error.offset) from None
+
+
+def _nothing(done: int, total: int) -> None:
+    """Nobody wants to know."""
 
 
 class _Progress:
@@ -148,7 +164,7 @@ class _Progress:
         self._total = sum(tensor.nbytes for tensor in source.checkpoint.tensors.values())
         self._weights = sum(group_weights(weights, plan) for plan in plans)
         self._done = 0
-        self._on_progress = on_progress or (lambda done, total: None)
+        self._on_progress = on_progress or _nothing
 
     def advance(self, weights: int) -> None:
         """Count weights that are converted."""

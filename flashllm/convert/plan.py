@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
+from flashllm.flash.layout import BITMAP_SCALE_BYTES
 from flashllm.flash.parts import FFNPart, MatrixPart, Part
 from flashllm.flash.units_file import GroupPlan
 from flashllm.model.config import ModelConfig
 from flashllm.model.roles import ATTENTION, FEED_FORWARD, Shape, roles
 
+Densities = Mapping[str, float]
+"""Shares of the weights of matrices that are not zero, by role."""
 
-def plan_groups(config: ModelConfig, dtypes: Mapping[str, str], codec: str) -> list[GroupPlan]:
+
+def plan_groups(
+    config: ModelConfig,
+    dtypes: Mapping[str, str],
+    codec: str,
+    densities: Densities = MappingProxyType({}),
+) -> list[GroupPlan]:
     """The groups of the flash model, in the order they are written and used.
 
-    dtypes: the flash dtype of every matrix, by role.
+    dtypes: the flash dtype of every matrix, by role. densities: of matrices that become bitmaps if
+    that makes them smaller; a feed-forward network becomes them as a whole.
     """
     shapes = roles(config)
     plans = [_matrix_group(shapes, dtypes, "embed", ("embed",))]
@@ -21,9 +32,9 @@ def plan_groups(config: ModelConfig, dtypes: Mapping[str, str], codec: str) -> l
         plans.append(_matrix_group(shapes, dtypes, "positions", ("positions",)))
     for i in range(config.n_layers):
         prefix = f"layers.{i}."
-        plans.append(_matrix_group(shapes, dtypes, f"{prefix}attn", ATTENTION, prefix))
-        part = _ffn_part(config, dtypes, prefix, codec)
-        plans.append(GroupPlan(f"{prefix}ffn", (part,)))
+        name = f"{prefix}attn"
+        plans.append(_matrix_group(shapes, dtypes, name, ATTENTION, prefix, densities))
+        plans.append(_ffn_group(config, dtypes, prefix, codec, densities))
     if not config.tied_head:
         plans.append(_matrix_group(shapes, dtypes, "output", ("output",)))
     return plans
@@ -47,17 +58,40 @@ def _matrix_group(
     name: str,
     group_roles: tuple[str, ...],
     prefix: str = "",
+    densities: Densities = MappingProxyType({}),
 ) -> GroupPlan:
     parts: list[Part] = []
+    kept: dict[str, float] = {}
     first = 0
     for role in group_roles:
         rows, cols = shapes[prefix + role]
-        parts.append(MatrixPart.plan(role, dtypes[prefix + role], rows, cols, first))
-        first += parts[-1].units
-    return GroupPlan(name, tuple(parts))
+        dtype, density = dtypes[prefix + role], densities.get(prefix + role)
+        part = MatrixPart.plan(role, dtype, rows, cols, first)
+        if density is not None and dtype in BITMAP_SCALE_BYTES:
+            bitmap = MatrixPart.plan(role, dtype, rows, cols, first, "bitmap")
+            if _is_smaller(bitmap, density, part):
+                part, kept[role] = bitmap, density
+        parts.append(part)
+        first += part.units
+    return GroupPlan(name, tuple(parts), kept)
 
 
-def _ffn_part(config: ModelConfig, dtypes: Mapping[str, str], prefix: str, codec: str) -> FFNPart:
-    gate_role, up_role, down_role = (prefix + role for role in FEED_FORWARD)
-    named = (dtypes.get(gate_role), dtypes[up_role], dtypes[down_role])
-    return FFNPart.plan("ffn", codec, named, config.ffn.size, config.hidden_size, first_unit=0)
+def _ffn_group(
+    config: ModelConfig, dtypes: Mapping[str, str], prefix: str, codec: str, densities: Densities
+) -> GroupPlan:
+    gate, up, down = (prefix + role for role in FEED_FORWARD)
+    named = (dtypes.get(gate), dtypes[up], dtypes[down])
+    shape = (config.ffn.size, config.hidden_size)
+    part = FFNPart.plan("ffn", codec, named, *shape, first_unit=0)
+    found = [role for role in (gate, up, down) if role in dtypes]
+    if all(role in densities and dtypes[role] in BITMAP_SCALE_BYTES for role in found):
+        density = sum(densities[role] for role in found) / len(found)
+        bitmap = FFNPart.plan("ffn", "bitmap", named, *shape, first_unit=0)
+        if _is_smaller(bitmap, density, part):
+            return GroupPlan(f"{prefix}ffn", (bitmap,), {part.role: density})
+    return GroupPlan(f"{prefix}ffn", (part,))
+
+
+def _is_smaller(bitmap: Part, density: float, part: Part) -> bool:
+    """Whether bitmaps take less, if this share of the weights is not zero."""
+    return bool(bitmap.lengths(density).sum() < part.lengths().sum())

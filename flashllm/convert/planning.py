@@ -186,7 +186,9 @@ def _plan(
         scan,
         neurons_at_once(scan, neurons_per_unit(parts)),
         options.kv_dtype or "f16",
-        extra=extra_bytes(every, config, options.sparse),
+        extra=extra_bytes(
+            every, config, options.sparse, options.threads or machine.cpu().usable_cores
+        ),
     )
     return plan_sizes(
         name,

@@ -13,6 +13,7 @@ from flashllm.convert.loss import Lost
 from flashllm.convert.pipeline import Job
 from flashllm.convert.weights import Weights
 from flashllm.errors import Cancelled
+from flashllm.flash.bitmaps import squeeze_unit
 from flashllm.flash.codecs import Bytes, join_tiles, pack_row_ffn, pack_tiles
 from flashllm.flash.layout import GROUP, TILE_COLS, TILE_ROWS, ceil_div, tile_bytes
 from flashllm.flash.parts import FFNPart, MatrixPart
@@ -39,10 +40,10 @@ def group_jobs(weights: Weights, plan: GroupPlan) -> Iterator[Job[Made]]:
     for part in plan.parts:
         if isinstance(part, MatrixPart):
             yield from _matrix_jobs(weights, part, prefix + part.role)
-        elif part.codec == "tile":
-            yield from _tile_jobs(weights, part, prefix)
-        else:
+        elif part.codec == "row":
             yield from _row_jobs(weights, part, prefix)
+        else:
+            yield from _tile_jobs(weights, part, prefix)
 
 
 def group_weights(weights: Weights, plan: GroupPlan) -> int:
@@ -65,6 +66,7 @@ def _matrix_jobs(weights: Weights, part: MatrixPart, role: str) -> Iterator[Job[
         tiles, lost = weights.tiles(role, first, count)
         panels = range(0, len(tiles), part.panels_per_unit)
         units = [tiles[i : i + part.panels_per_unit].reshape(-1) for i in panels]
+        units = [_stored(unit, part, i) for i, unit in enumerate(units, first // per_unit)]
         return Made(units, count * part.cols, [(role, lost)])
 
     for first in range(0, part.rows, step):
@@ -140,7 +142,8 @@ def _tile_jobs(weights: Weights, part: FFNPart, prefix: str) -> Iterator[Job[Mad
             lost.append((role, missed))
         whole.wait()
         begin, end = (i * part.blocks_per_unit for i in (first, first + count))
-        made = list(join_tiles(inputs, down[:, begin:end], part))
+        joined = join_tiles(inputs, down[:, begin:end], part)
+        made = [_stored(unit, part, first + i) for i, unit in enumerate(joined)]
         return Made(made, len(roles) * neurons * part.width, lost)
 
     for first in range(0, part.units, units):
@@ -185,6 +188,11 @@ def _row_jobs(weights: Weights, part: FFNPart, prefix: str) -> Iterator[Job[Made
 
     for first in range(0, part.neurons, per_job):
         yield _job((min(first + per_job, part.neurons) - first) * part.grain_bytes, make, first)
+
+
+def _stored(unit: Bytes, part: MatrixPart | FFNPart, index: int) -> Bytes:
+    """Unit `index` of the part as its codec has it, from its tiles."""
+    return squeeze_unit(unit, part, index) if part.codec == "bitmap" else unit
 
 
 def _job(nbytes: int, make: Callable[[int], Made], first: int) -> Job[Made]:

@@ -11,10 +11,11 @@ from flashllm.flash.layout import ALIGNMENT
 ITEM_BYTES = {"U8": 1, "I64": 8, "U64": 8}
 
 
-def build_header(tensors: Sequence[tuple[str, str, int]]) -> bytes:
+def build_header(tensors: Sequence[tuple[str, str, int]], length: int = 0) -> bytes:
     """The header of one-dimensional tensors (name, dtype, elements), in file order.
 
-    Its length is a multiple of 4096, so that data begins on a 4 KiB offset.
+    Its length is a multiple of 4096, so that data begins on a 4 KiB offset, and at least `length`,
+    which is one.
     """
     entries: dict[str, Any] = {"__metadata__": {"format": "flashllm-units", "version": "1"}}
     end = 0
@@ -22,5 +23,5 @@ def build_header(tensors: Sequence[tuple[str, str, int]]) -> bytes:
         begin, end = end, end + count * ITEM_BYTES[dtype]
         entries[name] = {"dtype": dtype, "shape": [count], "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    text += b" " * max(-(8 + len(text)) % ALIGNMENT, length - 8 - len(text))
     return len(text).to_bytes(8, "little") + text

@@ -28,16 +28,21 @@ MAX_BYTES = 256 << 20
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GroupDone:
-    """A group whose units are written: their checksums, uint64 [units], and what was noted."""
+    """A group whose units are written: their checksums, uint64 [units], and what was noted.
+
+    lengths: bytes of each unit, int64 [units], where its plan does not say.
+    """
 
     group: str
     checksums: NDArray[np.uint64]
     notes: Mapping[str, Any]
+    lengths: NDArray[np.int64] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The journal's line."""
         data = self.checksums.astype("<u8").tobytes().hex()
-        return {"group": self.group, "xxh3": data, "notes": self.notes}
+        lengths = None if self.lengths is None else self.lengths.tolist()
+        return {"group": self.group, "xxh3": data, "notes": self.notes, "lengths": lengths}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +131,10 @@ def _entry(data: dict[str, Any]) -> Entry:
         checksums = np.frombuffer(bytes.fromhex(data["xxh3"]), "<u8").astype(np.uint64)
         if not isinstance(data["group"], str) or not isinstance(data["notes"], dict):
             raise TypeError("a group's line")
-        return GroupDone(data["group"], checksums, data["notes"])
+        lengths = None if data["lengths"] is None else np.array(data["lengths"], np.int64)
+        if lengths is not None and lengths.shape != checksums.shape:
+            raise ValueError("a length for each checksum")
+        return GroupDone(data["group"], checksums, data["notes"], lengths)
     if not isinstance(data["file"], str) or not isinstance(data["xxh3"], str):
         raise TypeError("a file's line")
     return FileDone(data["file"], int(data["nbytes"]), data["xxh3"])

@@ -12,8 +12,14 @@ ROW_UNIT = 16 << 10
 bring those that are silent; one smaller would be mostly padding and cost as much to read."""
 GROUP = 32  # weights that share a scale
 TILE_ROWS, TILE_COLS = 16, 32
-GRAINS = {"tile": 32, "row": 1}
+GRAINS = {"tile": 32, "row": 1, "bitmap": 32}
 """Neurons that an FFN unit of each codec is counted in."""
+BITMAP_SCALE_BYTES = {"f16": 0, "bf16": 0, "q8": 32, "q4": 32}
+"""Dtypes whose tiles may be stored as bitmaps, and the bytes of the scales of one. With a minimum
+(q4m) no code stands for 0; f32 is for tests and vectors."""
+BITMAP_UNIT = 3
+"""A unit of codec `bitmap` has the tiles of so many units of `tile`. It is shorter than these, and
+what fills its last 4 KiB, on average a half, would else be a few percent of it."""
 
 _TILE_BYTES = {"f32": 2048, "f16": 1024, "bf16": 1024, "q8": 544, "q4": 288, "q4m": 320}
 _ROW_BYTES = {"f32": 256, "f16": 128, "bf16": 128, "q8": 68, "q4": 36, "q4m": 40}  # 64 columns
@@ -49,23 +55,37 @@ def row_bytes(dtype: str, width: int) -> int:
     return ceil_div(width, 64) * _ROW_BYTES[dtype]
 
 
+def bitmap_bytes(dtype: str, tiles: int, density: float) -> int:
+    """Bytes of `tiles` tiles as bitmaps, if so large a share of the weights is not zero: those of
+    the bitmaps, the scales, and the weights.
+    """
+    weights = _TILE_BYTES[dtype] - BITMAP_SCALE_BYTES[dtype]
+    return tiles * (64 + BITMAP_SCALE_BYTES[dtype]) + round(tiles * weights * density)
+
+
 def grain_bytes(codec: str, gate: str | None, up: str, down: str, width: int) -> int:
-    """Bytes of the smallest step of an FFN unit: a block of 32 neurons (tile) or one (row).
+    """Bytes of the smallest step of an FFN unit: a block of 32 neurons (tile; bitmap, before it is
+    compressed) or one (row).
 
     gate, up and down are dtypes; a network without gates has none.
     """
     inputs = (up,) if gate is None else (gate, up)
     if codec == "row":
         return sum(row_bytes(dtype, width) for dtype in (*inputs, down))
-    if codec != "tile":
+    if codec not in ("tile", "bitmap"):
         raise CorruptModel(f"unknown codec {codec!r}; this version reads {', '.join(GRAINS)}")
     down_tiles = ceil_div(width, TILE_ROWS)
     return sum(2 * panel_bytes(dtype, width) for dtype in inputs) + down_tiles * tile_bytes(down)
 
 
-def even_split(count: int, nbytes: int) -> int:
+def unit_target(codec: str) -> int:
+    """Bytes that a unit of tiles should have, before codec `bitmap` compresses them."""
+    return UNIT_TARGET * (BITMAP_UNIT if codec == "bitmap" else 1)
+
+
+def even_split(count: int, nbytes: int, target: int) -> int:
     """How many of `count` pieces of `nbytes` go into a unit, all units about the target size."""
-    units = max(1, round(count * nbytes / UNIT_TARGET))
+    units = max(1, round(count * nbytes / target))
     return ceil_div(count, min(units, count))
 
 
@@ -74,7 +94,7 @@ def least_split(count: int, nbytes: int) -> int:
     return min(count, ceil_div(ROW_UNIT, nbytes))
 
 
-def exact_split(count: int, nbytes: int) -> int:
+def exact_split(count: int, nbytes: int, target: int) -> int:
     """As even_split, but a divisor of `count`: every unit holds the same."""
     divisors = [d for d in range(1, count + 1) if count % d == 0]
-    return min(divisors, key=lambda d: abs(d * nbytes - UNIT_TARGET))
+    return min(divisors, key=lambda d: abs(d * nbytes - target))

@@ -107,6 +107,20 @@ class OutputFile(Closing):
         except OSError as error:
             raise write_error(self.path, error, self._flushed) from None
 
+    def replace_start(self, data: bytes) -> None:
+        """Put other bytes in the place of the first ones of a whole, synced file, which ends where
+        it was written to; `hash` knows nothing of them. Raises DiskFull, ModelIOError.
+        """
+        try:
+            self._file.seek(0)
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+            self._file.truncate(self.nbytes)
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise write_error(self.path, error, 0) from None
+
     def _flush(self) -> None:
         """Write the whole pages of what is staged."""
         pages = self._staged - self._staged % ALIGNMENT

@@ -11,26 +11,51 @@ from numpy.typing import NDArray
 
 from flashllm.errors import CorruptModel
 from flashllm.flash.layout import (
+    BITMAP_SCALE_BYTES,
     DTYPES,
     GRAINS,
+    TILE_COLS,
     TILE_ROWS,
+    bitmap_bytes,
     ceil_div,
     even_split,
     exact_split,
     grain_bytes,
     least_split,
     panel_bytes,
+    unit_target,
 )
 
 MAX_SIDE = 1 << 24
-UNITS_KEY = {"tile": "blocks_per_unit", "row": "neurons_per_unit"}
+UNITS_KEY = {
+    "tile": "blocks_per_unit",
+    "row": "neurons_per_unit",
+    "bitmap": "blocks_per_unit",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Panels of tiles that follow one another in a unit: how many, and tiles in each."""
+
+    dtype: str
+    panels: int
+    tiles: int
+
+    def bitmap_bytes(self, density: float) -> int:
+        """Bytes of them in codec `bitmap`, if this share of the weights is not zero."""
+        return self.panels * (8 + bitmap_bytes(self.dtype, self.tiles, density))
 
 
 @dataclasses.dataclass(frozen=True)
 class MatrixPart:
-    """W [rows, cols] in units of panels_per_unit panels of 16 rows; the last may hold fewer."""
+    """W [rows, cols] in units of panels_per_unit panels of 16 rows; the last may hold fewer.
+
+    Codec tile or bitmap.
+    """
 
     role: str
+    codec: str
     dtype: str
     rows: int
     cols: int
@@ -38,23 +63,33 @@ class MatrixPart:
     first_unit: int
     units: int
     kind: ClassVar[str] = "matrix"
-    codec: ClassVar[str] = "tile"
 
     @classmethod
-    def plan(cls, role: str, dtype: str, rows: int, cols: int, first_unit: int) -> MatrixPart:
+    def plan(
+        cls, role: str, dtype: str, rows: int, cols: int, first_unit: int, codec: str = "tile"
+    ) -> MatrixPart:
         """The part with units of about the target size."""
         panels = ceil_div(rows, TILE_ROWS)
-        per_unit = even_split(panels, panel_bytes(dtype, cols))
-        return cls(role, dtype, rows, cols, per_unit, first_unit, ceil_div(panels, per_unit))
+        per_unit = even_split(panels, panel_bytes(dtype, cols), unit_target(codec))
+        units = ceil_div(panels, per_unit)
+        return cls(role, codec, dtype, rows, cols, per_unit, first_unit, units)
 
     @property
     def panels(self) -> int:
         """Panels of 16 rows in the whole matrix."""
         return ceil_div(self.rows, TILE_ROWS)
 
-    def lengths(self) -> NDArray[np.int64]:
-        """Bytes of each unit, without padding: int64 [units]."""
-        return _lengths(self.panels, self.panels_per_unit, panel_bytes(self.dtype, self.cols))
+    def lengths(self, density: float = 1.0) -> NDArray[np.int64]:
+        """Bytes of each unit, without padding: int64 [units]. density: see Part."""
+        nbytes = panel_bytes(self.dtype, self.cols)
+        if self.codec == "bitmap":
+            nbytes = Runs(self.dtype, 1, ceil_div(self.cols, TILE_COLS)).bitmap_bytes(density)
+        return _lengths(self.panels, self.panels_per_unit, nbytes)
+
+    def runs(self, unit: int) -> tuple[Runs, ...]:
+        """What unit `unit` of the part holds."""
+        panels = min(self.panels_per_unit, self.panels - unit * self.panels_per_unit)
+        return (Runs(self.dtype, panels, ceil_div(self.cols, TILE_COLS)),)
 
     def expected_units(self) -> int:
         """How many units the shape implies."""
@@ -62,7 +97,7 @@ class MatrixPart:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's object for this part."""
-        return {"kind": self.kind, "codec": self.codec, **dataclasses.asdict(self)}
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +131,11 @@ class FFNPart:
     ) -> FFNPart:
         """The part with units of the codec's size; dtypes are those of gate, up, down."""
         count = ceil_div(neurons, GRAINS[codec])
-        split = exact_split if codec == "tile" else least_split
-        per_unit = split(count, grain_bytes(codec, *dtypes, width))
+        nbytes = grain_bytes(codec, *dtypes, width)
+        if codec == "row":
+            per_unit = least_split(count, nbytes)
+        else:
+            per_unit = exact_split(count, nbytes, unit_target(codec))
         units = ceil_div(count, per_unit)
         return cls(role, codec, *dtypes, neurons, width, per_unit, first_unit, units)
 
@@ -114,17 +152,29 @@ class FFNPart:
 
     @property
     def blocks_per_unit(self) -> int:
-        """Blocks of 32 neurons in a unit of codec `tile`."""
+        """Blocks of 32 neurons in a unit of codec `tile` or `bitmap`."""
         return self.neurons_per_unit // GRAINS["tile"]
 
     @property
     def grain_bytes(self) -> int:
-        """Bytes of a block of 32 neurons (tile) or of one neuron (row)."""
+        """Bytes of a block of 32 neurons (tile) or of one neuron (row). Not of codec `bitmap`."""
         return grain_bytes(self.codec, self.gate_dtype, self.up_dtype, self.down_dtype, self.width)
 
-    def lengths(self) -> NDArray[np.int64]:
-        """Bytes of each unit, without padding: int64 [units]. Units of `tile` are all full."""
+    def lengths(self, density: float = 1.0) -> NDArray[np.int64]:
+        """Bytes of each unit, without padding: int64 [units]. density: see Part.
+
+        Units of `tile` and `bitmap` are all full.
+        """
+        if self.codec == "bitmap":
+            nbytes = sum(runs.bitmap_bytes(density) for runs in self.runs(0))
+            return np.full(self.expected_units(), nbytes, np.int64)
         return _lengths(self._grains(), self.grains_per_unit, self.grain_bytes)
+
+    def runs(self, unit: int) -> tuple[Runs, ...]:
+        """What unit `unit` of the part, of codec `tile` or `bitmap`, holds."""
+        tiles, blocks = ceil_div(self.width, TILE_COLS), self.blocks_per_unit
+        inputs = Runs(self.up_dtype, (len(self.dtypes) - 1) * 2 * blocks, tiles)
+        return inputs, Runs(self.down_dtype, ceil_div(self.width, TILE_ROWS), blocks)
 
     def expected_units(self) -> int:
         """How many units the shape implies."""
@@ -138,12 +188,15 @@ class FFNPart:
 
     def _grains(self) -> int:
         count = ceil_div(self.neurons, GRAINS[self.codec])
-        if self.codec == "tile":
-            return ceil_div(count, self.grains_per_unit) * self.grains_per_unit
-        return count
+        if self.codec == "row":
+            return count
+        return ceil_div(count, self.grains_per_unit) * self.grains_per_unit
 
 
 Part = MatrixPart | FFNPart
+"""What units hold. Those of codec `bitmap` are as long as their zeros leave them: `lengths` tells
+how long about, if a share `density` of the weights is not zero; with 1 and with 0, the limits.
+"""
 
 
 def part_from_json(data: Any, where: str) -> Part:
@@ -156,7 +209,7 @@ def part_from_json(data: Any, where: str) -> Part:
     if not isinstance(codec, str) or codec not in GRAINS:
         raise CorruptModel(f"{where}: unknown codec {codec!r}; written by a newer flashllm?")
     part: type[MatrixPart] | type[FFNPart]
-    if kind == "matrix" and fields.pop("codec") == "tile":
+    if kind == "matrix" and codec != "row":
         part = MatrixPart
     elif kind == "ffn":
         part = FFNPart
@@ -168,12 +221,20 @@ def part_from_json(data: Any, where: str) -> Part:
     for name, value in fields.items():
         _check_field(name, value, where)
     made = part(**fields)
+    if codec == "bitmap":
+        _check_bitmaps(made, where)
     expected = made.expected_units()
     if made.units != expected:
         raise CorruptModel(
             f"{where}: {made.role} claims {made.units} units, its shape makes {expected}"
         )
     return made
+
+
+def _check_bitmaps(part: Part, where: str) -> None:
+    dtypes = (part.dtype,) if isinstance(part, MatrixPart) else part.dtypes
+    if not set(dtypes) <= set(BITMAP_SCALE_BYTES) or len(set(dtypes[:-1])) > 1:
+        raise CorruptModel(f"{where}: {part.role} has bitmaps of {', '.join(dtypes)}")
 
 
 def _check_field(name: str, value: Any, where: str) -> None:

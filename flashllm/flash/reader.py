@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import xxhash
 
 from flashllm.closing import Closing
 from flashllm.errors import CorruptModel, EngineError, InvalidInput
@@ -100,7 +99,7 @@ class UnitReader(Closing):
             unit = ids[i]
             data = np.asarray(out[i])[: lengths[i]]
             file.read_into(group.file_offset + int(group.offsets[unit]), data)
-            if xxhash.xxh3_64_intdigest(data.data) != int(group.checksums[unit]):
+            if not group.is_whole(unit, data.data):
                 raise _corrupt(file, group, unit)
 
         self._spread(fetch, lengths)
@@ -124,10 +123,8 @@ class UnitReader(Closing):
         file = self._file(group.file)
         file.read_into(group.file_offset + begin, out[:nbytes])
         data, at = out.data, 0
-        lengths = group.lengths[first : first + count].tolist()
-        checksums = group.checksums[first : first + count].tolist()
         for i in range(count):
-            if xxhash.xxh3_64_intdigest(data[at : at + lengths[i]]) != checksums[i]:
+            if not group.is_whole(first + i, data[at:]):
                 raise _corrupt(file, group, first + i)
             at = ends[i] - begin
 
@@ -160,13 +157,8 @@ class UnitReader(Closing):
         file = self._file(group.file)
         file.read_into_many(places, out)
         for unit, buffer in zip(units, out, strict=True):
-            if not self.is_whole(group, unit, buffer):
+            if not group.is_whole(unit, buffer):
                 raise _corrupt(file, group, unit)
-
-    def is_whole(self, group: Group, unit: int, data: memoryview) -> bool:
-        """Whether `data` begins with the unit, by its checksum."""
-        digest = xxhash.xxh3_64_intdigest(data[: group.lengths.item(unit)])
-        return bool(digest == group.checksums.item(unit))
 
     def direct_file(self, group: Group) -> int | None:
         """The descriptor that reads the group's file past the page cache, if that is how it is
@@ -227,6 +219,6 @@ class UnitReader(Closing):
 
 def _corrupt(file: ReadableFile, group: Group, unit: int) -> CorruptModel:
     return CorruptModel(
-        f"{file.path}: unit {unit} of {group.name!r} fails its checksum; "
-        "pull or convert the model again"
+        f"{file.path}: unit {unit} of {group.name!r} fails its checksum, or its bitmaps do not fit "
+        "what it holds; pull or convert the model again"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flashllm.errors import ModelIOError
 from flashllm.flash.container import build_header
 from flashllm.flash.files import Scratch, open_file
-from flashllm.flash.format import INDEX, index_checksum, unit_offsets
+from flashllm.flash.format import INDEX, file_hash, index_checksum, unit_offsets
 from flashllm.flash.journal import GroupDone
 from flashllm.flash.layout import ALIGNMENT, round_up
 from flashllm.flash.manifest import FileEntry, GroupEntry
@@ -29,18 +29,34 @@ Notes = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class GroupPlan:
-    """A group to be written: its name and its parts, in unit order."""
+    """A group to be written: its name and its parts, in unit order.
+
+    densities: of parts of codec `bitmap`, by role, the share of their weights that is not zero, as
+    far as it is known: their units are only as long as these leave them.
+    """
 
     name: str
     parts: tuple[Part, ...]
+    densities: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def varies(self) -> bool:
+        """Whether the lengths of units are known only when they are made."""
+        return any(part.codec == "bitmap" for part in self.parts)
 
     def lengths(self) -> NDArray[np.int64]:
-        """Bytes of each unit, without padding."""
+        """Bytes of each unit, without padding; about, if the group `varies`."""
+        return np.concatenate(
+            [part.lengths(self.densities.get(part.role, 1.0)) for part in self.parts]
+        )
+
+    def most(self) -> NDArray[np.int64]:
+        """The most bytes of each unit."""
         return np.concatenate([part.lengths() for part in self.parts])
 
     @property
     def nbytes(self) -> int:
-        """Bytes the units take in the file."""
+        """Bytes the units take in the file; about, if the group `varies`."""
         return int(unit_offsets(self.lengths())[-1])
 
 
@@ -52,20 +68,40 @@ class Shard:
     plans: tuple[GroupPlan, ...]
 
     @property
+    def varies(self) -> bool:
+        """Whether one of the groups does."""
+        return any(plan.varies for plan in self.plans)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the file."""
+        """Bytes of the file; about, if it `varies`."""
         index = sum(8 * (3 * len(plan.lengths()) + 1) for plan in self.plans)
         return len(self.header()) + sum(plan.nbytes for plan in self.plans) + index
 
     def header(self) -> bytes:
-        """The file's header: first the groups, then each group's index."""
+        """The file's header: first the groups, then each group's index.
+
+        Where lengths are not known yet it says the most, and is as long as one that says less.
+        """
+        return self._header([int(unit_offsets(plan.most())[-1]) for plan in self.plans])
+
+    def true_header(self, done: Sequence[GroupDone]) -> bytes:
+        """The header of a file whose groups are all done; as long as `header`."""
+        sizes = [
+            int(unit_offsets(_lengths(plan, group))[-1])
+            for plan, group in zip(self.plans, done, strict=True)
+        ]
+        return self._header(sizes, len(self.header()))
+
+    def _header(self, sizes: Sequence[int], length: int = 0) -> bytes:
         return build_header(
-            [(plan.name, "U8", plan.nbytes) for plan in self.plans]
+            [(plan.name, "U8", size) for plan, size in zip(self.plans, sizes, strict=True)]
             + [
                 (f"{plan.name}.{suffix}", dtype, len(plan.lengths()) + (suffix == "offsets"))
                 for plan in self.plans
                 for suffix, dtype in INDEX.items()
-            ]
+            ],
+            length,
         )
 
 
@@ -101,7 +137,7 @@ class UnitsFile:
         self.shard = shard
         self.done = list(done)
         self.unsynced = 0
-        path = folder / shard.name
+        self._path = path = folder / shard.name
         hasher, nbytes = xxhash.xxh3_64(), 0
         if self.done:
             hasher, nbytes = self._check(path)
@@ -124,17 +160,19 @@ class UnitsFile:
     def add_group(self, units: Iterator[NDArray[np.uint8]], notes: Callable[[], Notes]) -> None:
         """Write the units of the next group, each padded to 4 KiB; it is `done` with notes()."""
         plan = self.shard.plans[len(self.done)]
-        lengths = plan.lengths()
-        checksums = np.empty(len(lengths), np.uint64)
-        for i, length in enumerate(lengths.tolist()):
+        planned = plan.most().tolist()
+        lengths = np.empty(len(planned), np.int64)
+        checksums = np.empty(len(planned), np.uint64)
+        for i, length in enumerate(planned):
             unit = next(units)
-            if len(unit) != length:
+            if len(unit) > length or (len(unit) < length and not plan.varies):
                 raise ValueError(f"unit {i} of {plan.name} has {len(unit)} bytes, planned {length}")
             self._file.write(unit)
-            self._file.write(bytes(-length % ALIGNMENT))
+            self._file.write(bytes(-len(unit) % ALIGNMENT))
+            lengths[i] = len(unit)
             checksums[i] = xxhash.xxh3_64_intdigest(unit.data)
-        self.unsynced += plan.nbytes
-        self.done.append(GroupDone(plan.name, checksums, notes()))
+        self.unsynced += int(unit_offsets(lengths)[-1])
+        self.done.append(GroupDone(plan.name, checksums, notes(), lengths if plan.varies else None))
 
     def sync(self) -> None:
         """Have the disk hold all groups added. Raises DiskFull, ModelIOError."""
@@ -147,8 +185,12 @@ class UnitsFile:
             for array in _index(plan, done):
                 self._file.write(array)
         self._file.sync()
+        if self.shard.varies:
+            self._file.replace_start(self.shard.true_header(self.done))
         self._file.close()
-        return FileEntry(self._file.nbytes, self._file.hash)
+        return FileEntry(
+            self._file.nbytes, file_hash(self._path) if self.shard.varies else self._file.hash
+        )
 
     def close(self) -> None:
         """Close the file, finished or not."""
@@ -174,7 +216,7 @@ class UnitsFile:
             for plan, done in zip(self.shard.plans, expected, strict=False):
                 after = hasher.copy()
                 offset = nbytes
-                for length, checksum in zip(plan.lengths(), done.checksums, strict=True):
+                for length, checksum in zip(_lengths(plan, done), done.checksums, strict=True):
                     unit = np.zeros(round_up(int(length), ALIGNMENT), np.uint8)
                     file.read_into(offset, unit)
                     if xxhash.xxh3_64_intdigest(unit[:length].data) != int(checksum):
@@ -198,6 +240,11 @@ def group_entry(shard: Shard, plan: GroupPlan, done: GroupDone) -> GroupEntry:
 Index = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]
 
 
+def _lengths(plan: GroupPlan, done: GroupDone) -> NDArray[np.int64]:
+    """Bytes of each unit of a group that is done."""
+    return plan.lengths() if done.lengths is None else done.lengths
+
+
 def _index(plan: GroupPlan, done: GroupDone) -> Index:
-    lengths = plan.lengths()
+    lengths = _lengths(plan, done)
     return unit_offsets(lengths), lengths, done.checksums

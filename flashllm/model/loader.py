@@ -70,7 +70,9 @@ def load_decoder(
     if asked.sparse:
         check_sparse(model, config, asked.sparse)
     scan = scan_of(config, model.offsets, model.manifest.codec, sparse=asked.sparse)
-    backend = kernels.load(asked.backend, asked.threads or machine.cpu().usable_cores)
+    threads = asked.threads or machine.cpu().usable_cores
+    every = itertools.chain(*model.parts.values())
+    backend = kernels.load(asked.backend, threads)
     try:
         kv_dtype = asked.kv_dtype or KV_NAMES[backend.kv_dtype.name]
         budget = asked.budget(model.unit_bytes)
@@ -80,7 +82,7 @@ def load_decoder(
             scan,
             neurons_at_once(scan, neurons_per_unit(model.parts)),
             kv_dtype,
-            extra=extra_bytes(itertools.chain(*model.parts.values()), config, asked.sparse),
+            extra=extra_bytes(every, config, asked.sparse, threads),
         )
         scratch = scratch_bytes(config, needs.neurons, n_ctx, step_tokens) + needs.extra
         kv = kv_bytes(config, n_ctx, kv_dtype)

@@ -53,7 +53,7 @@ def scan_of(
     rare: list[int] = []
     for i in range(config.n_layers):
         attention, ffn = (_span(offsets, f"layers.{i}.{half}") for half in ("attn", "ffn"))
-        if codec == "tile":
+        if codec != "row":
             stages.append((attention, ffn))
             continue
         predictor = [_span(offsets, predictor_group(i))] if sparse == "predictor" else []

@@ -110,7 +110,8 @@ class SparseWiring:
 
     def _matrix(self, group: str, part: MatrixPart) -> TileMatrix:
         table = self._units.table(group, part.first_unit, part.units)
-        return TileMatrix(part.dtype, part.rows, part.cols, part.panels_per_unit, table)
+        shape = (part.rows, part.cols, part.panels_per_unit)
+        return TileMatrix(part.dtype, *shape, table, bitmap=part.codec == "bitmap")
 
     def _exact(self, i: int, block: Block) -> Firing:
         group = self._model.group(f"layers.{i}.ffn")

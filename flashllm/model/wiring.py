@@ -129,6 +129,8 @@ class Wiring:
         )
 
     def _row_table(self, group: str) -> RowTable:
+        if self._part(group, group).codec != "tile":
+            raise self._wrong(group, self._part(group, group))
         weight = dataclasses.replace(self._matrix(group, group), table=self._units.row_table(group))
         return RowTable(weight, functools.partial(self._units.look_up, group))
 
@@ -208,7 +210,7 @@ class Wiring:
         c, group, part = self._config, f"layers.{i}.ffn", self._ffn_part(i)
         table = self._units.table(group, part.first_unit, part.units)
         return FeedForward(
-            _tile_ffn(part, table) if part.codec == "tile" else self._row_ffn(group, part, table),
+            self._row_ffn(group, part, table) if part.codec == "row" else _tile_ffn(part, table),
             Nonlinearity(c.ffn.activation, c.ffn.threshold, c.ffn.up_activation == "relu"),
             gate_bias=self._vectors.get(f"layers.{i}.ffn_gate_bias"),
             up_bias=self._vectors.get(f"layers.{i}.ffn_up_bias"),
@@ -245,7 +247,8 @@ class Wiring:
         if not isinstance(part, MatrixPart) or (part.rows, part.cols) != shape:
             raise self._wrong(f"{group}/{part_role}", part)
         table = self._units.table(group, part.first_unit, part.units)
-        return TileMatrix(part.dtype, part.rows, part.cols, part.panels_per_unit, table)
+        sizes = (part.rows, part.cols, part.panels_per_unit)
+        return TileMatrix(part.dtype, *sizes, table, bitmap=part.codec == "bitmap")
 
     def _part(self, group: str, role: str) -> Part:
         return self._model.group(group).part(role)
@@ -292,7 +295,14 @@ def _tile_ffn(part: FFNPart, table: NDArray[np.int64]) -> TileFFN:
             f"gate is {part.gate_dtype} and up is {part.up_dtype}; convert with one --dtype"
         )
     return TileFFN(
-        part.up_dtype, part.down_dtype, part.width, part.neurons, part.blocks_per_unit, table, gated
+        part.up_dtype,
+        part.down_dtype,
+        part.width,
+        part.neurons,
+        part.blocks_per_unit,
+        table,
+        gated,
+        bitmap=part.codec == "bitmap",
     )
 
 

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
+
+from flashllm.flash.format import index_checksum, read_model
 
 UNITS = "units-00001.safetensors"
 
@@ -38,3 +41,22 @@ def edit_header(model: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     assert len(text) <= length
     file.write_bytes(data[:8] + text.ljust(length) + data[8 + length :])
+
+
+def edit_unit(model: Path, group: str, unit: int, edit: Callable[[np.ndarray], object]) -> None:
+    """Change a unit, its length kept, and sign it again in the index and the manifest."""
+    opened = read_model(model).group(group)
+    file = model / opened.file
+    data = bytearray(file.read_bytes())
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    begin = opened.file_offset + int(opened.offsets[unit])
+    content = np.frombuffer(data, np.uint8)[begin : begin + int(opened.lengths[unit])]
+    edit(content)
+    checksums = opened.checksums.copy()
+    checksums[unit] = xxhash.xxh3_64_intdigest(content.tobytes())
+    del content
+    place = 8 + int.from_bytes(data[:8], "little") + header[f"{group}.xxh3"]["data_offsets"][0]
+    data[place : place + checksums.nbytes] = checksums.tobytes()
+    file.write_bytes(data)
+    signed = index_checksum(opened.offsets, opened.lengths, checksums)
+    edit_manifest(model, lambda m: m["groups"][group].update(index_xxh3=signed))

@@ -26,7 +26,7 @@ def random_weights(rows: int, cols: int, seed: int = 0) -> np.ndarray:
 def test_matrix_units(dtype: str, shape: tuple[int, int]) -> None:
     rows, cols = shape
     matrix = quantize(random_weights(rows, cols), dtype)
-    part = MatrixPart("w", dtype, rows, cols, 2, 0, -(-rows // 32))
+    part = MatrixPart("w", "tile", dtype, rows, cols, 2, 0, -(-rows // 32))
     units = [unit.tobytes() for unit in codecs.pack_matrix(matrix, part)]
     assert [len(unit) for unit in units] == part.lengths().tolist()
     tiles = -(-cols // 32)
