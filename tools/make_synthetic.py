@@ -40,7 +40,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the model has, or more")
     parser.add_argument("--format", choices=("hf", "flash", "gguf"), default="hf")
     parser.add_argument("--dtype", choices=("f16", "q8", "q4m", "q4"), default="f16")
-    parser.add_argument("--codec", choices=("tile", "row"), default="tile", help="of flash models")
+    parser.add_argument(
+        "--codec", choices=("tile", "row", "bitmap"), default="tile", help="of flash models"
+    )
+    parser.add_argument(
+        "--sparsity", type=float, default=0.0, help="share of the weights that is zero, at random"
+    )
     parser.add_argument("--pure", action="store_true", help="q4 and q4m: of the head, too")
     parser.add_argument(
         "--shard", type=int, default=SHARD_BYTES, help="bytes of an hf shard at most"
@@ -75,6 +80,8 @@ def wrong(options: argparse.Namespace) -> str | None:
         return f"{options.model}: llama.cpp does not run its architecture; use another format"
     if options.format == "hf" and options.dtype != "f16":
         return "--dtype: a Hugging Face folder is float16; use --format flash or gguf"
+    if not 0 <= options.sparsity < 1:
+        return "--sparsity: 0 to 1"
     if options.format != "flash" and options.codec != "tile":
         return "--codec: only flash models have one"
     return None
@@ -82,12 +89,13 @@ def wrong(options: argparse.Namespace) -> str | None:
 
 def write(options: argparse.Namespace, model: Model) -> Iterator[int]:
     """Write the model; yields bytes as they are written."""
-    weights = Weights(options.seed)
+    weights = Weights(options.seed, options.sparsity)
     if options.format == "hf":
         return write_hf(options.target, model, weights, options.shard)
     if options.format == "gguf":
         return write_gguf(options.target, model, weights, options.dtype, options.pure)
-    return write_flash(options.target, model, weights, options.dtype, options.codec, options.pure)
+    stored = (options.dtype, options.codec, options.pure, 1 - options.sparsity)
+    return write_flash(options.target, model, weights, *stored)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from flashllm.convert.plan import plan_groups
 from flashllm.convert.source import Source, understand
 from flashllm.convert.units import Made, group_jobs
 from flashllm.convert.weights import Weights as Converted
+from flashllm.flash.bitmaps import squeeze_unit
 from flashllm.flash.codecs import join_tiles
 from flashllm.flash.manifest import SMALL_FILE, Manifest
 from flashllm.flash.parts import FFNPart, MatrixPart, Part
@@ -39,16 +40,18 @@ JOB_BYTES = 4 << 20
 
 
 def write_flash(
-    folder: Path, model: Model, weights: Weights, dtype: str, codec: str, pure: bool
+    folder: Path, model: Model, weights: Weights, dtype: str, codec: str, pure: bool, density: float
 ) -> Iterator[int]:
     """Write a flash model; yields the bytes of each group.
 
     In codec "row" a feed-forward network is converted as one of a checkpoint is: a neuron's record
-    holds a column of down, whose groups the block does not have.
+    holds a column of down, whose groups the block does not have. density: the share of weights that
+    is not zero, for codec "bitmap".
     """
     source = understand(checkpoint(model.config, model.listed()))
     dtypes = matrix_dtypes(source, dtype, codec, pure=pure)
-    plans = plan_groups(source.config, dtypes, codec)
+    pruned = dict.fromkeys(dtypes, density) if codec == "bitmap" else {}
+    plans = plan_groups(source.config, dtypes, "row" if codec == "row" else "tile", pruned)
     converted = Converted(source, Reader(weights), dtypes)
     with ModelWriter(folder) as writer:
         writer.check_room(units_bytes(plans))
@@ -130,7 +133,10 @@ def some_units(
     numbers: range,
 ) -> list[Bytes]:
     """The units of a part that have these numbers."""
-    return [make(weights, names, part, number) for number in numbers]
+    units = [(make(weights, names, part, number), number) for number in numbers]
+    if part.codec == "bitmap":
+        return [squeeze_unit(unit, part, number) for unit, number in units]
+    return [unit for unit, _ in units]
 
 
 def matrix_unit(weights: Weights, names: list[str], part: MatrixPart, unit: int) -> Bytes:

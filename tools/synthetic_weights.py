@@ -36,9 +36,12 @@ class Weights:
     Any thread may ask. What the block becomes for a width and a dtype is kept.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, sparsity: float = 0.0):
+        """sparsity: the share of the weights that is zero, here and there."""
         shape = (TILE_ROWS, TILES * TILE_COLS)
-        self._noise = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+        rng = np.random.default_rng(seed)
+        self._noise = rng.standard_normal(shape, dtype=np.float32)
+        self._noise[rng.random(shape, np.float32) < sparsity] = 0
         self._lock = threading.RLock()
         self._as_tiles: dict[tuple[int, str], Bytes] = {}
         self._as_strips: dict[tuple[int, str], Bytes] = {}
