@@ -74,7 +74,7 @@ def decompression(model: FlashModel) -> float:
                     length = int(group.lengths[part.first_unit + i])
                     unit = np.zeros(length + OVERREAD, np.uint8)
                     reader.read_units(group, [part.first_unit + i], [unit])
-                    panels = [(run.dtype, run.panels, run.tiles) for run in part.runs(i)]
+                    panels = part.runs(i)
                     units.append((unit, length, panels, np.zeros(tile_bytes(panels), np.uint8)))
     times = []
     for _ in range(5):

@@ -20,6 +20,7 @@ from flashllm.flash.format import FlashModel, Group
 from flashllm.flash.parts import FFNPart
 from flashllm.flash.prefetch import Prefetcher
 from flashllm.flash.reader import UnitReader
+from flashllm.kernels.soundness import is_sound
 
 OnChange = Callable[[int, int], None]
 
@@ -250,7 +251,7 @@ class Units:
         """Open all files, so that `io` is known; pin what is to stay; make room for the rest."""
         self._stop_passing()
         self._arranged = False
-        reader = self._reader = UnitReader(self._model, self._io)
+        reader = self._reader = UnitReader(self._model, self._io, check=is_sound)
         files = sorted({group.file for group in self._model.groups.values()})
         reader.read([(file, 0, 1) for file in files], [np.empty(1, np.uint8) for _ in files])
         prefetcher = self._prefetcher = Prefetcher(reader)

@@ -6,7 +6,7 @@ unit says of each panel where its values are, and nothing of its tiles: kernels 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from flashllm.flash.layout import BITMAP_SCALE_BYTES, tile_bytes
 from flashllm.flash.parts import Part, Runs
 
 Bytes = NDArray[np.uint8]
+Check = Callable[[Bytes, Sequence[Runs]], bool]
+"""What is_sound is: the kernels have one that does the same, many times sooner."""
+
 _ZERO = {"q8": 128, "q4": 8}
 """The code of a weight that is 0; of floats, whose sign does not matter, it is 0."""
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from flashllm.documents import MAX_JSON
 from flashllm.errors import CorruptModel, ModelIOError, ModelNotFound
-from flashllm.flash.bitmaps import is_sound
+from flashllm.flash.bitmaps import Check, is_sound
 from flashllm.flash.layout import ALIGNMENT
 from flashllm.flash.manifest import FILE_NAME, SMALL_FILE, GroupEntry, Manifest
 from flashllm.flash.parts import FFNPart, MatrixPart, Part
@@ -62,9 +62,9 @@ class Group:
         """How many units the group has."""
         return len(self.lengths)
 
-    def is_whole(self, unit: int, data: memoryview) -> bool:
+    def is_whole(self, unit: int, data: memoryview, check: Check = is_sound) -> bool:
         """Whether `data`, as long as the unit or longer, begins with it as it was written: by its
-        checksum, and if it is of codec `bitmap` by what it says of itself.
+        checksum, and if it is of codec `bitmap` by `check`.
         """
         unit_data = data[: self.lengths.item(unit)]
         if xxhash.xxh3_64_intdigest(unit_data) != self.checksums.item(unit):
@@ -74,7 +74,7 @@ class Group:
         part = next(p for p in self._bitmaps if unit < p.first_unit + p.units)
         if part.codec != "bitmap":
             return True
-        return is_sound(np.frombuffer(unit_data, np.uint8), part.runs(unit - part.first_unit))
+        return check(np.frombuffer(unit_data, np.uint8), part.runs(unit - part.first_unit))
 
     @functools.cached_property
     def _bitmaps(self) -> tuple[Part, ...] | None:

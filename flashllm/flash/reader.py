@@ -10,6 +10,7 @@ import numpy as np
 
 from flashllm.closing import Closing
 from flashllm.errors import CorruptModel, EngineError, InvalidInput
+from flashllm.flash.bitmaps import Check, is_sound
 from flashllm.flash.files import Bytes, ReadableFile, Scratch, open_file
 from flashllm.flash.format import FlashModel, Group
 
@@ -30,11 +31,14 @@ class UnitReader(Closing):
     cannot read direct, "pread" takes its place, and `fallback` says so.
     """
 
-    def __init__(self, model: FlashModel, io: str = "auto", threads: int = 8):
-        """Raises InvalidInput for an unknown io mode."""
+    def __init__(
+        self, model: FlashModel, io: str = "auto", threads: int = 8, check: Check = is_sound
+    ):
+        """check: of units of codec `bitmap`. Raises InvalidInput for an unknown io mode."""
         if io not in IO_MODES:
             raise InvalidInput(f"io {io!r} is unknown; use one of {', '.join(IO_MODES)}")
         self.model = model
+        self.check = check
         self._mode = io
         self._threads = threads
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "flash-read")
@@ -99,7 +103,7 @@ class UnitReader(Closing):
             unit = ids[i]
             data = np.asarray(out[i])[: lengths[i]]
             file.read_into(group.file_offset + int(group.offsets[unit]), data)
-            if not group.is_whole(unit, data.data):
+            if not group.is_whole(unit, data.data, self.check):
                 raise _corrupt(file, group, unit)
 
         self._spread(fetch, lengths)
@@ -124,7 +128,7 @@ class UnitReader(Closing):
         file.read_into(group.file_offset + begin, out[:nbytes])
         data, at = out.data, 0
         for i in range(count):
-            if not group.is_whole(first + i, data[at:]):
+            if not group.is_whole(first + i, data[at:], self.check):
                 raise _corrupt(file, group, first + i)
             at = ends[i] - begin
 
@@ -157,7 +161,7 @@ class UnitReader(Closing):
         file = self._file(group.file)
         file.read_into_many(places, out)
         for unit, buffer in zip(units, out, strict=True):
-            if not group.is_whole(unit, buffer):
+            if not group.is_whole(unit, buffer, self.check):
                 raise _corrupt(file, group, unit)
 
     def direct_file(self, group: Group) -> int | None:

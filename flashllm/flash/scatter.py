@@ -224,7 +224,7 @@ class ScatteredReader(QueueThreads[ScatteredRead]):
             def check(i: int, result: int) -> None:
                 held = range(limits[i], limits[i + 1])
                 if result != sizes[i] or not all(
-                    group.is_whole(ids[j], memory[starts[j] :]) for j in held
+                    group.is_whole(ids[j], memory[starts[j] :], self._reader.check) for j in held
                 ):
                     wrong.append(first + i)
 

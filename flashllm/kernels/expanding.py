@@ -6,7 +6,7 @@ The GIL is released meanwhile.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,18 @@ from flashllm.kernels.cpu import expanding
 from flashllm.kernels.weights import BITMAP_SCALE_BYTES, TILE_BYTES, tile_panel_bytes
 
 Bytes = NDArray[np.uint8]
-Panels = tuple[str, int, int]
-"""dtype, panels, tiles in each."""
+
+
+class Panels(Protocol):
+    """Panels of tiles, of one dtype, that follow one another in a unit."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def panels(self) -> int: ...
+    @property
+    def tiles(self) -> int: ...
+
 
 OVERREAD = 64
 """Bytes past a unit's end that are read, though not used."""
@@ -25,7 +35,12 @@ OVERREAD = 64
 
 def tile_bytes(panels: Sequence[Panels]) -> int:
     """Bytes of panels in codec `tile`."""
-    return sum(count * tiles * TILE_BYTES[dtype] for dtype, count, tiles in panels)
+    return sum(one.panels * one.tiles * TILE_BYTES[one.dtype] for one in panels)
+
+
+def head_bytes(panels: Sequence[Panels]) -> int:
+    """Bytes of what comes before values in a unit of codec `bitmap`."""
+    return sum(one.panels * tile_panel_bytes(one.dtype, one.tiles, bitmap=True) for one in panels)
 
 
 def expand_unit(unit: Bytes, length: int, panels: Sequence[Panels], out: Bytes) -> None:
@@ -35,17 +50,15 @@ def expand_unit(unit: Bytes, length: int, panels: Sequence[Panels], out: Bytes) 
     uint8 [tile_bytes(panels)], contiguous. Raises InvalidInput for buffers too short or a dtype
     without bitmaps.
     """
-    heads = sum(
-        count * tile_panel_bytes(dtype, tiles, bitmap=True) for dtype, count, tiles in panels
-    )
-    known = all(dtype in BITMAP_SCALE_BYTES for dtype, _, _ in panels)
-    if not known or len(unit) < length + OVERREAD or length < heads or unit.dtype != np.uint8:
+    known = all(one.dtype in BITMAP_SCALE_BYTES for one in panels)
+    fits = known and head_bytes(panels) <= length <= len(unit) - OVERREAD
+    if not fits or unit.dtype != np.uint8:
         raise InvalidInput(f"{len(unit)} bytes are no unit of {length} of bitmaps, and 64 more")
     if out.shape != (tile_bytes(panels),) or out.dtype != np.uint8 or not out.flags.c_contiguous:
         raise InvalidInput(f"the tiles of a unit take {tile_bytes(panels)} bytes, not {out.shape}")
     at, to = unit.ctypes.data, out.ctypes.data
-    for dtype, count, tiles in panels:
-        expand: Any = getattr(expanding, f"expand_{dtype}")
-        expand(at, count, tiles, to)
-        at += count * tile_panel_bytes(dtype, tiles, bitmap=True)
-        to += count * tiles * TILE_BYTES[dtype]
+    for one in panels:
+        expand: Any = getattr(expanding, f"expand_{one.dtype}")
+        expand(at, one.panels, one.tiles, to)
+        at += head_bytes([one])
+        to += tile_bytes([one])

@@ -16,6 +16,7 @@ from flashllm.flash.bitmaps import is_sound, squeeze_unit
 from flashllm.flash.layout import panel_bytes
 from flashllm.flash.parts import FFNPart, MatrixPart, Runs, part_from_json
 from flashllm.flash.quantize import Quantized, quantize
+from flashllm.kernels import soundness
 from flashllm.kernels.expanding import expand_unit, tile_bytes
 
 DTYPES = ("f16", "bf16", "q8", "q4")
@@ -43,9 +44,8 @@ def stored(matrix: Quantized, part: MatrixPart) -> list[tuple[bytes, np.ndarray]
 def expanded(unit: np.ndarray, runs: tuple[Runs, ...]) -> bytes:
     """The tiles that the kernels make of a unit."""
     room = np.append(unit, np.full(64, 0xFF, np.uint8))
-    panels = [(run.dtype, run.panels, run.tiles) for run in runs]
-    out = np.empty(tile_bytes(panels), np.uint8)
-    expand_unit(room, len(unit), panels, out)
+    out = np.empty(tile_bytes(runs), np.uint8)
+    expand_unit(room, len(unit), runs, out)
     return out.tobytes()
 
 
@@ -129,6 +129,8 @@ def test_a_unit_that_lies_is_unsound(data: st.DataObject) -> None:
         lie = np.append(lie, np.zeros(data.draw(st.integers(1, 100)), np.uint8))
     assert is_sound(unit, runs)
     assert not is_sound(lie, runs)
+    assert soundness.is_sound(unit, runs)
+    assert not soundness.is_sound(lie, runs)
 
 
 @pytest.mark.parametrize("dtype", ["q4m", "f32"])
