@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flashllm import errors
-    from flashllm.api import calibrate, load, plan, pull
+    from flashllm.api import calibrate, load, plan, prune, pull
     from flashllm.errors import FlashError
     from flashllm.generate.events import Done, Prefill, Stats, Token
     from flashllm.llm import LLM, Message, Session
@@ -29,6 +29,7 @@ _HOMES = {
     "calibrate": "flashllm.api",
     "load": "flashllm.api",
     "plan": "flashllm.api",
+    "prune": "flashllm.api",
     "pull": "flashllm.api",
 }
 
@@ -46,6 +47,7 @@ __all__ = [
     "errors",
     "load",
     "plan",
+    "prune",
     "pull",
 ]
 

@@ -1,4 +1,4 @@
-"""The verbs load, plan, pull, convert and calibrate: they wire the rooms for callers."""
+"""The verbs load, plan, pull, convert, calibrate and prune: they wire the rooms for callers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from flashllm.convert import convert as convert_checkpoint
 from flashllm.convert.calibration import Calibration
 from flashllm.convert.calibration import calibrate as calibrate_model
 from flashllm.convert.planning import plan_checkpoint, plan_model, plan_shape
+from flashllm.convert.pruning import Pruned, prune_model
+from flashllm.convert.pruning_methods import Pattern
 from flashllm.errors import InvalidInput
 from flashllm.generate.opening import Progress
 from flashllm.hub import manifests, store
@@ -238,6 +240,49 @@ def calibrate(
         recall=recall,
         rank=rank,
         order=order,
+        options=LoadOptions(mem_budget, threads=threads),
+        restart=restart,
+        on_progress=on_progress,
+        on_message=on_message,
+    )
+
+
+def prune(
+    model: str | Path,
+    target: str | Path,
+    *,
+    sparsity: float | str = 0.5,
+    method: Literal["magnitude", "wanda", "sparsegpt"] = "wanda",
+    text: Sequence[str | Path] = (),
+    tokens: int = 32_768,
+    dtype: Literal["keep", "f16", "bf16", "q8", "q4"] = "keep",
+    mem_budget: int | str | None = "auto",
+    threads: int | None = None,
+    restart: bool = False,
+    on_progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> Pruned:
+    """Write a model to the new folder `target`, pruned, as bitmaps and what is not zero: lossy.
+
+    model: the folder of a flash model, or its name in the store; it is only read. sparsity: the
+    share of the weights of attention and feed-forward that becomes zero, or a pattern such as
+    "2:4": of each 4 side by side 2 stay. method "wanda" (arXiv 2306.11695) and "sparsegpt" (arXiv
+    2301.00774) need text, of which about `tokens` tokens are used. dtype: of what stays. mem_budget
+    and threads are as `load`'s.
+
+    Interrupted, the next call with the same arguments goes on, unless it is to restart. on_message
+    announces each stage, on_progress counts it. Raises ModelNotFound, InvalidInput,
+    UnsupportedModel, CorruptModel, OutOfBudget, DiskFull, ModelIOError.
+    """
+    pattern = Pattern.parse(sparsity) if isinstance(sparsity, str) else Pattern(sparsity)
+    return prune_model(
+        store.find(model),
+        Path(target),
+        pattern=pattern,
+        method=method,
+        text=[Path(file) for file in text],
+        tokens=tokens,
+        dtype=dtype,
         options=LoadOptions(mem_budget, threads=threads),
         restart=restart,
         on_progress=on_progress,

@@ -21,6 +21,7 @@ VERBS = {
     "pull": "Fetch a model, of the Hugging Face hub too, and convert it.",
     "plan": "Say whether a model fits, from its headers alone.",
     "convert": "Convert a checkpoint to the flash format.",
+    "prune": "Make the weights of a model zero that matter least.",
     "calibrate": "Fit predictors of which neurons a ReLU-sparse model needs.",
     "ls": "List the models on this computer.",
     "show": "Describe a model.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,18 @@ def weights_of(part: Part) -> Counter[str]:
     return counts
 
 
+def pruned_text(pruned: Mapping[str, Any]) -> str:
+    """How a model was pruned: lossy.
+
+    >>> pruned_text({"method": "wanda", "sparsity": 0.5, "group": 4, "text_tokens": 2048})
+    '50 % zero, 2 of each 4, by wanda on 2048 tokens (lossy)'
+    """
+    share, group = pruned["sparsity"], pruned["group"]
+    pattern = f", {round(share * group)} of each {group}" if group else ""
+    text = f" on {pruned['text_tokens']} tokens" if pruned["text_tokens"] else ""
+    return f"{100 * share:.4g} % zero{pattern}, by {pruned['method']}{text} (lossy)"
+
+
 def describe(path: Path, model: FlashModel, template: str | None) -> list[tuple[str, str]]:
     """(label, text) of each fact, for human eyes."""
     told = facts(path, model)
@@ -105,6 +118,7 @@ def describe(path: Path, model: FlashModel, template: str | None) -> list[tuple[
         f"{dtype}: {entry['weights'] / 1e6:.1f} M in {format_size(entry['bytes'])}"
         for dtype, entry in told["weights"].items()
     ]
+    pruned = told["source"].get("pruned")
     loss = [f"{role} {error:.2%}" for role, error in (told["loss"] or {}).items()]
     rows = [
         ("name", told["name"]),
@@ -121,6 +135,7 @@ def describe(path: Path, model: FlashModel, template: str | None) -> list[tuple[
         ("weights", "; ".join(weights)),
         ("files", f"{format_size(told['file_bytes'])} in {told['units']} {told['codec']} units"),
         ("dtype", told["dtype"]),
+        *([("pruned", pruned_text(pruned))] if pruned else []),
         ("loss", "; ".join(loss) or "none: the source's own weights"),
         ("template", f"{len(template)} characters (--template)" if template else "none"),
     ]

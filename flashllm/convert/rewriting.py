@@ -70,7 +70,7 @@ def rewrite(
     plans = source.plans()
     with ModelWriter(target, overwrite=overwrite) as writer:
         writer.check_room(units_bytes(plans))
-        _copy_files(model, writer)
+        copy_files(model, writer)
         writer.add_file(SMALL_FILE, safetensors.numpy.save(source.vectors()))
         progress = _Progress(plans, on_progress)
         with UnitReader(model) as reader:
@@ -182,7 +182,7 @@ def _predictor_units(predictor: Predictor, plan: GroupPlan) -> Iterator[Bytes]:
             yield from pack_matrix(matrix, part)
 
 
-def _copy_files(model: FlashModel, writer: ModelWriter) -> None:
+def copy_files(model: FlashModel, writer: ModelWriter) -> None:
     """Copy what holds neither units nor vectors: the tokenizer and the like."""
     containers = {group.file for group in model.groups.values()}
     for name, entry in model.manifest.files.items():

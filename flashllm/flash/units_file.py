@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from flashllm.errors import ModelIOError
+from flashllm.errors import CorruptModel, ModelIOError
 from flashllm.flash.container import build_header
 from flashllm.flash.files import Scratch, open_file
 from flashllm.flash.format import INDEX, file_hash, index_checksum, unit_offsets
@@ -230,6 +231,31 @@ class UnitsFile:
         finally:
             file.close()
         return hasher, nbytes
+
+
+def read_group(
+    folder: Path, shard: Shard, name: str, groups: Mapping[str, GroupDone]
+) -> list[NDArray[np.uint8]]:
+    """The units of a group of an unfinished file, all groups before it done as well.
+
+    Raises CorruptModel if one fails its checksum, ModelIOError.
+    """
+    offset = len(shard.header())
+    for plan in shard.plans:
+        done = groups[plan.name]
+        lengths = _lengths(plan, done)
+        offsets = unit_offsets(lengths)
+        if plan.name != name:
+            offset += int(offsets[-1])
+            continue
+        units = [np.empty(length, np.uint8) for length in lengths.tolist()]
+        with contextlib.closing(open_file(folder / shard.name, "direct", Scratch())) as file:
+            for unit, begin, checksum in zip(units, offsets, done.checksums, strict=False):
+                file.read_into(offset + int(begin), unit)
+                if xxhash.xxh3_64_intdigest(unit.data) != int(checksum):
+                    raise CorruptModel(f"{folder}: a unit of {name} is damaged; use --restart")
+        return units
+    raise KeyError(name)
 
 
 def group_entry(shard: Shard, plan: GroupPlan, done: GroupDone) -> GroupEntry:

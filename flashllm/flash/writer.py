@@ -24,6 +24,7 @@ from flashllm.flash.units_file import (
     Shard,
     UnitsFile,
     group_entry,
+    read_group,
     split_in_shards,
 )
 from flashllm.sizes import format_size
@@ -165,6 +166,14 @@ class ModelWriter:
             self._note(file.done[noted - before :])
         if file.is_full:
             self._finish(file)
+
+    def written_units(self, name: str) -> list[NDArray[np.uint8]]:
+        """The units of a group that an earlier writer has written. Raises CorruptModel,
+        ModelIOError; KeyError if none has.
+        """
+        groups = {e.group: e for e in self._entries if isinstance(e, GroupDone)}
+        shard = next(s for s in self._shards if any(plan.name == name for plan in s.plans))
+        return read_group(self._folder.path, shard, name, groups)
 
     def add_units(
         self,
