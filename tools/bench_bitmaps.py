@@ -3,9 +3,9 @@
     python tools/bench_bitmaps.py [--only expand|product|bytes] [--size-mb 1024]
 
 expand: one core, from a unit in the second-level cache to a panel of tiles that is used again and
-again; GB/s of what is read and of what is written, the time of the call itself taken off. product:
-a matrix-vector product on 1 and 2 threads, weights larger than the caches, in turns with the
-product of the same tiles stored whole. bytes: bits a weight beside other formats.
+again; GB/s of what is read and of what is written. product: a matrix-vector product on 1 and 2
+threads, weights larger than the caches, in turns with the product of the same tiles stored whole.
+bytes: bits a weight beside other formats.
 NUMBA_CPU_FEATURES hides instructions, as check_isa.sh does. Run it on a quiet machine.
 """
 
@@ -24,25 +24,27 @@ from flashllm.flash.codecs import pack_matrix
 from flashllm.flash.parts import MatrixPart
 from flashllm.flash.quantize import quantize
 from flashllm.kernels import jit
-from flashllm.kernels.cpu import expanding
+from flashllm.kernels.cpu.bitmaps import expand_run
+from flashllm.kernels.cpu.panels import panel_bytes
+from flashllm.kernels.cpu.tiles import BF16_BITMAP, F16_BITMAP, Q4_BITMAP, Q8_BITMAP
 from flashllm.kernels.memory import huge_buffer
 from flashllm.kernels.weights import TILE_BYTES, Activations, TileMatrix, padded
 
 DTYPES = ("f16", "bf16", "q8", "q4")
 SPARSITIES = (0.5, 0.7, 0.9)
 ROWS, COLS = 11008, 4096
-EXPANDED_ROWS = 64
-"""Rows of the matrix that is decompressed: with its tiles it stays in the second-level cache."""
+EXPANDED = (256, 1024)
+"""Rows and columns of the matrix that is decompressed, from the second-level cache to the first."""
 
 
 def pruned_units(
-    rows: int, dtype: str, sparsity: float
+    rows: int, cols: int, dtype: str, sparsity: float
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Units of a random matrix [rows, COLS], in codec tile and in codec bitmap."""
+    """Units of a random matrix, in codec tile and in codec bitmap."""
     rng = np.random.default_rng(0)
-    weights = rng.standard_normal((rows, COLS), dtype=np.float32) / np.float32(64)
+    weights = rng.standard_normal((rows, cols), dtype=np.float32) / np.float32(64)
     weights[rng.random(weights.shape, np.float32) < sparsity] = 0
-    part = MatrixPart("w", "bitmap", dtype, rows, COLS, rows // 16, 0, 1)
+    part = MatrixPart("w", "bitmap", dtype, rows, cols, rows // 16, 0, 1)
     tiles = list(pack_matrix(quantize(weights, dtype), part))
     return tiles, [squeeze_unit(unit, part, i) for i, unit in enumerate(tiles)]
 
@@ -58,25 +60,46 @@ def best(run: Callable[[], None], repeats: int = 15) -> float:
     return min(times)
 
 
+@jit.inline
+def again(fmt, panel, panels, tiles, out, times):
+    """Expand panels, each to the same place, `times` times."""
+    for _ in range(times):
+        for i in range(panels):
+            expand_run(fmt, panel + i * panel_bytes(fmt, tiles), tiles, out)
+
+
+@jit.entry
+def again_f16(panel, panels, tiles, out, times):
+    again(F16_BITMAP, panel, panels, tiles, out, times)
+
+
+@jit.entry
+def again_bf16(panel, panels, tiles, out, times):
+    again(BF16_BITMAP, panel, panels, tiles, out, times)
+
+
+@jit.entry
+def again_q8(panel, panels, tiles, out, times):
+    again(Q8_BITMAP, panel, panels, tiles, out, times)
+
+
+@jit.entry
+def again_q4(panel, panels, tiles, out, times):
+    again(Q4_BITMAP, panel, panels, tiles, out, times)
+
+
+EXPAND = {"f16": again_f16, "bf16": again_bf16, "q8": again_q8, "q4": again_q4}
+
+
 def expand_rates(dtype: str, sparsity: float) -> tuple[float, float]:
     """GB/s of what is read, and of what is written."""
-    _, [unit] = pruned_units(EXPANDED_ROWS, dtype, sparsity)
+    rows, cols = EXPANDED
+    _, [unit] = pruned_units(rows, cols, dtype, sparsity)
     unit = np.append(unit, np.zeros(64, np.uint8))
-    tiles, panels = COLS // 32, EXPANDED_ROWS // 16
+    tiles, panels = cols // 32, rows // 16
     out = np.empty(tiles * TILE_BYTES[dtype], np.uint8)
-    expand = getattr(expanding, f"expand_{dtype}")
-    size = 8 + 64 * tiles
-
-    def run() -> None:
-        for _ in range(20):
-            for panel in range(panels):
-                expand(unit.ctypes.data + panel * size, 1, tiles, out.ctypes.data)
-
-    def only_call() -> None:
-        for _ in range(20 * panels):
-            expand(unit.ctypes.data, 0, tiles, out.ctypes.data)
-
-    seconds = (best(run) - best(only_call)) / 20
+    run = EXPAND[dtype]
+    seconds = best(lambda: run(unit.ctypes.data, panels, tiles, out.ctypes.data, 50)) / 50
     return len(unit) / seconds / 1e9, panels * out.nbytes / seconds / 1e9
 
 
@@ -130,7 +153,7 @@ def product_table(dtypes: list[str], size: int, repeats: int) -> None:
         for threads in (1, 2):
             cells = []
             for sparsity in SPARSITIES:
-                [tiles], [bitmaps] = pruned_units(ROWS, dtype, sparsity)
+                [tiles], [bitmaps] = pruned_units(ROWS, COLS, dtype, sparsity)
                 backend = kernels.load("cpu", threads)
                 dense = Product(backend, dtype, tiles, size, False)
                 sparse = Product(backend, dtype, bitmaps, size, True)
@@ -156,7 +179,7 @@ def bytes_table() -> None:
     )
     for dtype in ("f16", "q8", "q4"):
         for sparsity in SPARSITIES:
-            [tiles], [unit] = pruned_units(1024, dtype, sparsity)
+            [tiles], [unit] = pruned_units(1024, COLS, dtype, sparsity)
             weights = 1024 * COLS
             dense = 8 * len(tiles) / weights
             scale = 0 if dtype == "f16" else 0.5

@@ -39,12 +39,13 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--only", choices=("least", "capped"))
     options = parser.parse_args()
     weights = read_model(options.models[0]).unit_bytes
     cap = int(options.share * weights) + SHARE_OVERHEAD
     print(f"cap {cap:,} bytes: {options.share:g} x {weights:,} + {SHARE_OVERHEAD:,}")
     expanding = {path: decompression(read_model(path)) for path in options.models}
-    for rung in (LEAST, CAPPED):
+    for rung in {"least": [LEAST], "capped": [CAPPED]}.get(options.only, [LEAST, CAPPED]):
         results: dict[Path, list[Result]] = {path: [] for path in options.models}
         for number in range(1, options.rounds + 1):
             for path in options.models:

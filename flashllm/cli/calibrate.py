@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from flashllm.cli.options import check_size, existing_file
+from flashllm.cli.options import check_new, check_size, existing_file
 from flashllm.cli.report import Report
-from flashllm.errors import InvalidInput
 from flashllm.hub import store
 
 if TYPE_CHECKING:
@@ -97,8 +96,7 @@ def command(
     is interrupted, the same command goes on.
     """
     source, folder = store.find(model), Path(target).expanduser()
-    if folder.exists():
-        raise InvalidInput(f"{folder} exists already; name another place, or remove it first")
+    check_new(folder)
     texts = [existing_file(name) for name in text]
     from flashllm import api
     from flashllm.cli.opening import say_if_compiling
@@ -107,7 +105,7 @@ def command(
     start = time.monotonic()
     with Report() as report:
         say_if_compiling("cpu", report)
-        try:
+        with report.keeping(scratch_folder(folder)):
             found = api.calibrate(
                 source,
                 folder,
@@ -122,11 +120,6 @@ def command(
                 on_progress=report.progress,
                 on_message=report.message,
             )
-        except KeyboardInterrupt:
-            report.clear()
-            if scratch_folder(folder).exists():
-                click.echo("what is done is kept: the same command goes on with it", err=True)
-            raise
     click.echo("\n".join(describe(found)), err=True)
     click.echo(f"{found.text_tokens} tokens, {time.monotonic() - start:.1f} s", err=True)
     click.echo(found.path)

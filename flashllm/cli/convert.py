@@ -9,8 +9,8 @@ from typing import Literal
 
 import click
 
+from flashllm.cli.options import check_new
 from flashllm.cli.report import Report
-from flashllm.errors import InvalidInput
 from flashllm.hub import store
 from flashllm.sizes import format_size
 
@@ -66,8 +66,7 @@ def command(
     """
     path = Path(source).expanduser()
     folder = Path(target).expanduser() if target else store.place_for(name or name_of(path))
-    if folder.exists():
-        raise InvalidInput(f"{folder} exists already; name another place, or remove it first")
+    check_new(folder)
     from flashllm import api
     from flashllm.flash.format import read_manifest
     from flashllm.flash.partial import partial_folder
@@ -81,7 +80,7 @@ def command(
 
     with Report() as report:
         report.message(f"converting {path} to {folder}")
-        try:
+        with report.keeping(partial_folder(folder)):
             result = api.convert(
                 path,
                 folder,
@@ -94,11 +93,6 @@ def command(
                 on_progress=report.bytes,
                 on_message=tell,
             )
-        except KeyboardInterrupt:
-            report.clear()
-            if partial_folder(folder).exists():
-                click.echo("what is done is kept: the same command goes on with it", err=True)
-            raise
     manifest = read_manifest(result)
     size = sum(file.stat().st_size for file in result.iterdir())
     read, seconds = sum(manifest.source["files"].values()), time.monotonic() - start

@@ -274,6 +274,12 @@ def _gather(
     return result
 
 
+def check_new(folder: Path) -> None:
+    """Raise InvalidInput if a folder that is to be made is there."""
+    if folder.exists():
+        raise InvalidInput(f"{folder} exists already; name another place, or remove it first")
+
+
 def existing_file(value: str) -> Path:
     """The path of a file that exists. Raises InvalidInput."""
     path = Path(value).expanduser()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from flashllm.cli.options import check_size, existing_file
+from flashllm.cli.options import check_new, check_size, existing_file
 from flashllm.cli.report import Report
 from flashllm.errors import InvalidInput
 from flashllm.hub import store
@@ -95,8 +95,7 @@ def command(
     if sparsity is not None and pattern is not None:
         raise InvalidInput("--sparsity and --pattern: choose one")
     source, folder = store.find(model), Path(target).expanduser()
-    if folder.exists():
-        raise InvalidInput(f"{folder} exists already; name another place, or remove it first")
+    check_new(folder)
     texts = [existing_file(name) for name in text]
     from flashllm import api
     from flashllm.cli.opening import say_if_compiling
@@ -105,7 +104,7 @@ def command(
     start = time.monotonic()
     with Report() as report:
         say_if_compiling("cpu", report)
-        try:
+        with report.keeping(partial_folder(folder)):
             found = api.prune(
                 source,
                 folder,
@@ -120,11 +119,6 @@ def command(
                 on_progress=report.progress,
                 on_message=report.message,
             )
-        except KeyboardInterrupt:
-            report.clear()
-            if partial_folder(folder).exists():
-                click.echo("what is done is kept: the same command goes on with it", err=True)
-            raise
     sizes = [sum(f.stat().st_size for f in path.iterdir()) for path in (source, found.path)]
     click.echo(f"{describe(found)}, {' → '.join(map(format_size, sizes))}", err=True)
     click.echo(f"{time.monotonic() - start:.1f} s", err=True)

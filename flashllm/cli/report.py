@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -44,6 +47,17 @@ class Report:
         trace: TracebackType | None,
     ) -> None:
         self.clear()
+
+    @contextlib.contextmanager
+    def keeping(self, folder: Path) -> Iterator[None]:
+        """Around work that goes on where it was interrupted: says so then, if `folder` holds it."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.clear()
+            if folder.exists():
+                click.echo("what is done is kept: the same command goes on with it", err=True)
+            raise
 
     def message(self, text: str) -> None:
         """Say what happens next; its first word names the stage. Sentences end in a full stop."""

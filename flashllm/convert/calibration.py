@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from flashllm.convert import calibration_scratch
 from flashllm.convert.activity import ActivityFile, Recorder, Shape, Tokens
 from flashllm.convert.calibration_scratch import Scratch
-from flashllm.convert.calibration_text import Windows, read_windows
+from flashllm.convert.calibration_text import Windows, read_windows, text_identity
 from flashllm.convert.layer_calibration import Aims, LayerCalibration, calibrate_layer
 from flashllm.convert.neuron_rows import deciding_bias, deciding_rows, row_part
 from flashllm.convert.predictor_fit import Sample
 from flashllm.convert.rewriting import rewrite
 from flashllm.errors import InvalidInput, UnsupportedModel
 from flashllm.flash.format import FlashModel, read_model, read_small
-from flashllm.flash.manifest import FILE_NAME
 from flashllm.flash.reader import UnitReader
 from flashllm.generate.tokenizer import Tokenizer
 from flashllm.model.config import ModelConfig
@@ -96,7 +94,7 @@ def calibrate(
     with calibration_scratch.opened(target, restart=restart) as scratch:
         scratch.check_room(shape, model.unit_bytes)
         with scratch.activity(shape) as activity:
-            identity = _identity(model, windows)
+            identity = {"version": VERSION, **text_identity(model, windows)}
             done = scratch.windows_done(identity)
             if done < len(windows):
                 say(f"running the model over {shape.tokens} tokens of text")
@@ -152,16 +150,6 @@ def sparsity(layers: Sequence[LayerCalibration], tokens: int, order: str) -> dic
         "window": new.tolist(),
         "resident": resident.tolist(),
     }
-
-
-def _identity(model: FlashModel, windows: Windows) -> dict[str, Any]:
-    """What the activity collected depends on."""
-    text = xxhash.xxh3_64()
-    for window in windows:
-        text.update(window.tobytes())
-        text.update(b"|")
-    manifest = xxhash.xxh3_64_hexdigest((model.path / FILE_NAME).read_bytes())
-    return {"version": VERSION, "model": manifest, "text": text.hexdigest()}
 
 
 def _collect(

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from flashllm.errors import InvalidInput
+from flashllm.flash.format import FlashModel
+from flashllm.flash.manifest import FILE_NAME
 from flashllm.generate.tokenizer import Tokenizer
 
 WINDOW = 512
@@ -52,6 +55,16 @@ def read_windows(files: Sequence[Path], tokenizer: Tokenizer, tokens: int, conte
             "give more text"
         )
     return windows
+
+
+def text_identity(model: FlashModel, windows: Windows) -> dict[str, str]:
+    """What depends on a model and a text depends on these."""
+    text = xxhash.xxh3_64()
+    for window in windows:
+        text.update(window.tobytes())
+        text.update(b"|")
+    manifest = xxhash.xxh3_64_hexdigest((model.path / FILE_NAME).read_bytes())
+    return {"model": manifest, "text": text.hexdigest()}
 
 
 def _extracts(files: Sequence[Path], tokens: int, window: int) -> list[str]:

@@ -108,7 +108,12 @@ def convert(
             pruned = {}
             if sparse_min is not None:
                 say("counting the weights that are zero")
-                found = densities(weights, threads + SPARE_THREADS, on_progress or _nothing)
+                nbytes, report = _source_bytes(understood), on_progress or _nothing
+                found = densities(
+                    weights,
+                    threads + SPARE_THREADS,
+                    lambda done, total: report(nbytes * done // total, nbytes),
+                )
                 pruned = {role: share for role, share in found.items() if 1 - share >= sparse_min}
             plans = plan_groups(understood.config, dtypes, codec, pruned)
             writer.check_room(units_bytes(plans))
@@ -151,6 +156,11 @@ def _nothing(done: int, total: int) -> None:
     """Nobody wants to know."""
 
 
+def _source_bytes(source: Source) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in source.checkpoint.tensors.values())
+
+
 class _Progress:
     """How much of the source's weights is converted, in bytes."""
 
@@ -161,7 +171,7 @@ class _Progress:
         weights: Weights,
         on_progress: OnProgress | None,
     ):
-        self._total = sum(tensor.nbytes for tensor in source.checkpoint.tensors.values())
+        self._total = _source_bytes(source)
         self._weights = sum(group_weights(weights, plan) for plan in plans)
         self._done = 0
         self._on_progress = on_progress or _nothing

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import xxhash
 
 from flashllm import machine
-from flashllm.convert.calibration_text import Windows, read_windows
+from flashllm.convert.calibration_text import Windows, read_windows, text_identity
 from flashllm.convert.conversion import created_by
 from flashllm.convert.copying import copied_units
 from flashllm.convert.layer_runner import read_units
@@ -28,7 +27,7 @@ from flashllm.errors import InvalidInput, OutOfBudget, UnsupportedModel
 from flashllm.flash.codecs import Bytes
 from flashllm.flash.format import FlashModel, read_model, read_small
 from flashllm.flash.layout import BITMAP_SCALE_BYTES
-from flashllm.flash.manifest import FILE_NAME, SMALL_FILE
+from flashllm.flash.manifest import SMALL_FILE
 from flashllm.flash.parts import MatrixPart, Part
 from flashllm.flash.reader import UnitReader
 from flashllm.flash.units_file import GroupPlan, Notes, units_bytes
@@ -108,7 +107,12 @@ def prune_model(
     plans = _plans(model, config, dtype, 1 - pattern.sparsity)
     _check_memory(model, config, method, windows, asked)
     settings = {"method": method, "sparsity": pattern.sparsity, "group": pattern.group}
-    identity = {"prune": settings, "dtype": dtype, **_identity(model, windows)}
+    identity: dict[str, Any] = {
+        "prune": settings,
+        "dtype": dtype,
+        "version": VERSION,
+        **text_identity(model, windows),
+    }
     say = on_message or (lambda text: None)
     with ModelWriter(target, identity=identity, restart=restart, say=say) as writer:
         writer.check_room(units_bytes(plans))
@@ -303,16 +307,6 @@ def _check_memory(
             f"{format_size(budget)} may be used; give more (--mem), fewer --tokens, or another "
             "--method"
         )
-
-
-def _identity(model: FlashModel, windows: Windows) -> dict[str, Any]:
-    """What of the model and the text the result depends on."""
-    text = xxhash.xxh3_64()
-    for window in windows:
-        text.update(window.tobytes())
-        text.update(b"|")
-    manifest = xxhash.xxh3_64_hexdigest((model.path / FILE_NAME).read_bytes())
-    return {"version": VERSION, "model": manifest, "text": text.hexdigest()}
 
 
 def _layer_of(group: str) -> int | None:
