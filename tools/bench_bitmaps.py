@@ -1,11 +1,11 @@
 """Kernels over bitmaps: how fast they decompress, and what a product gains over whole tiles.
 
-    python tools/bench_bitmaps.py [--only expand|product|bytes] [--size-mb 1024]
+    python tools/bench_bitmaps.py [--only expand|product|bytes|groups] [--size-mb 1024]
 
 expand: one core, from a unit in the second-level cache to a panel of tiles that is used again and
 again; GB/s of what is read and of what is written. product: a matrix-vector product on 1 and 2
 threads, weights larger than the caches, in turns with the product of the same tiles stored whole.
-bytes: bits a weight beside other formats.
+bytes: bits a weight beside other formats. groups: scales shared by place or by order.
 NUMBA_CPU_FEATURES hides instructions, as check_isa.sh does. Run it on a quiet machine.
 """
 
@@ -22,7 +22,7 @@ from flashllm import kernels
 from flashllm.flash.bitmaps import squeeze_unit
 from flashllm.flash.codecs import pack_matrix
 from flashllm.flash.parts import MatrixPart
-from flashllm.flash.quantize import quantize
+from flashllm.flash.quantize import dequantize, quantize
 from flashllm.kernels import jit
 from flashllm.kernels.cpu.bitmaps import expand_run
 from flashllm.kernels.cpu.panels import panel_bytes
@@ -195,12 +195,40 @@ def bytes_table() -> None:
             print(f"{dtype:4} {sparsity:.0%}  dense {dense:5.2f}  {'  '.join(cells)}")
 
 
+def groups_table() -> None:
+    """Print what sharing a scale by place costs, and by order among the weights that stay.
+
+    By place, 32 columns side by side share one, as in codec tile, however few of them stay; by
+    order each 32 that stay. The smallest weights are those that go.
+    """
+    print("relative RMS error of the weights that stay, bits a weight of scales and codes:")
+    rng = np.random.default_rng(0)
+    for dtype in ("q8", "q4"):
+        for sparsity in SPARSITIES[:2]:
+            weights = rng.standard_normal((256, COLS), dtype=np.float32)
+            kept = int(COLS * (1 - sparsity)) // 32 * 32
+            places = np.sort(np.argsort(-np.abs(weights), axis=1)[:, :kept], axis=1)
+            pruned = np.zeros_like(weights)
+            order = np.take_along_axis(weights, places, axis=1)
+            np.put_along_axis(pruned, places, order, axis=1)
+            cells = []
+            for name, matrix, scales in (
+                ("by place", pruned, COLS / 32),
+                ("by order", np.ascontiguousarray(order), kept / 32),
+            ):
+                off = dequantize(quantize(matrix, dtype)) - matrix
+                error = np.sqrt(np.square(off).sum() / np.square(matrix).sum())
+                bits = (16 * scales + kept * (8 if dtype == "q8" else 4)) / COLS
+                cells.append(f"{name} {error:.2%}, {bits:.2f}")
+            print(f"{dtype} {sparsity:.0%}  {'   '.join(cells)}")
+
+
 def main() -> None:
     """Print the tables asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("expand", "product", "bytes"))
+    parser.add_argument("--only", choices=("expand", "product", "bytes", "groups"))
     parser.add_argument("--dtypes", default=",".join(DTYPES), help="of the products")
     parser.add_argument("--size-mb", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=9)
@@ -211,6 +239,8 @@ def main() -> None:
         product_table(options.dtypes.split(","), options.size_mb << 20, options.repeats)
     if options.only in (None, "bytes"):
         bytes_table()
+    if options.only in (None, "groups"):
+        groups_table()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from flashllm.errors import CorruptModel, ModelIOError, ModelNotFound
 from flashllm.flash.bitmaps import Check, is_sound
 from flashllm.flash.layout import ALIGNMENT
 from flashllm.flash.manifest import FILE_NAME, SMALL_FILE, GroupEntry, Manifest
-from flashllm.flash.parts import FFNPart, MatrixPart, Part
+from flashllm.flash.parts import FFNPart, MatrixPart, Part, Runs
 from flashllm.safetensors_header import TensorPlace, read_header
 
 __all__ = [
@@ -69,17 +69,21 @@ class Group:
         unit_data = data[: self.lengths.item(unit)]
         if xxhash.xxh3_64_intdigest(unit_data) != self.checksums.item(unit):
             return False
-        if self._bitmaps is None:
-            return True
-        part = next(p for p in self._bitmaps if unit < p.first_unit + p.units)
-        if part.codec != "bitmap":
-            return True
-        return check(np.frombuffer(unit_data, np.uint8), part.runs(unit - part.first_unit))
+        runs = self._bitmaps[unit] if self._bitmaps else ()
+        return not runs or check(np.frombuffer(unit_data, np.uint8), runs)
 
     @functools.cached_property
-    def _bitmaps(self) -> tuple[Part, ...] | None:
-        """The parts, if one of them is of codec `bitmap`."""
-        return self.parts if any(part.codec == "bitmap" for part in self.parts) else None
+    def _bitmaps(self) -> list[tuple[Runs, ...]]:
+        """What each unit of codec `bitmap` holds, () for others; nothing if there are none."""
+        if all(part.codec != "bitmap" for part in self.parts):
+            return []
+        found: list[tuple[Runs, ...]] = []
+        for part in self.parts:
+            if part.codec != "bitmap":
+                found += [()] * part.units
+                continue
+            found += [part.runs(0)] * (part.units - 1) + [part.runs(part.units - 1)]
+        return found
 
     def part(self, role: str) -> Part:
         """The part called `role`. Raises CorruptModel."""
