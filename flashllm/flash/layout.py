@@ -19,8 +19,8 @@ BITMAP_SCALE_BYTES = {"f16": 0, "bf16": 0, "q8": 32, "q4": 32}
 (q4m) no code stands for 0; f32 is for tests and vectors."""
 BITMAP_UNIT = 8
 """A unit of codec `bitmap` has the tiles of so many units of `tile`. It is shorter than these, so
-that what fills its last 4 KiB would else be a few percent of it; and checking it costs some 20 us of
-Python: with 8 a pruned model in q8 streamed 6 to 14 % faster than with 3 (docs/measurements.md)."""
+that what fills its last 4 KiB would else be a few percent of it, and checking it costs some 20 us
+of Python: with 8, a pruned model in q8 streamed 6 to 14 % faster than with 3 (docs/endor.md)."""
 
 _TILE_BYTES = {"f32": 2048, "f16": 1024, "bf16": 1024, "q8": 544, "q4": 288, "q4m": 320}
 _ROW_BYTES = {"f32": 256, "f16": 128, "bf16": 128, "q8": 68, "q4": 36, "q4m": 40}  # 64 columns
