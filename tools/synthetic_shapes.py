@@ -251,6 +251,7 @@ MODELS = {
     "llama-2-70b": Model(llama_config(8192, 28672, 80, 64, 8), llama, "llama"),
     "llama-3-8b": Model(llama_config(4096, 14336, 32, 32, 8, **LLAMA_3), llama, "llama"),
     "opt-6.7b": Model(opt_config(4096, 16384, 32, 32), opt, None),
+    "opt-13b": Model(opt_config(5120, 20480, 40, 40), opt, None),
     "falcon-7b": Model(falcon_config(4544, 32, 71), falcon, None),
     "qwen3-30b-a3b": Model(
         llama_config(2048, 6144, 48, 32, 4, **QWEN_3_MOE), moe, "qwen3moe", hf=False
