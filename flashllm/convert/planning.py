@@ -13,7 +13,7 @@ from flashllm.convert.gguf_blocks import KEPT, wider
 from flashllm.convert.plan import plan_groups
 from flashllm.convert.source import understand
 from flashllm.errors import UnsupportedModel
-from flashllm.flash.format import read_model, unit_offsets
+from flashllm.flash.format import FlashModel, read_model, unit_offsets
 from flashllm.flash.parts import FFNPart, MatrixPart, Part
 from flashllm.flash.units_file import GroupPlan, units_bytes
 from flashllm.formats.checkpoint import Checkpoint
@@ -66,6 +66,7 @@ def plan_model(folder: Path, options: LoadOptions) -> Plan:
     sizes = Sizes(
         weights=model.unit_bytes,
         stored=sum(entry.nbytes for entry in model.manifest.files.values()),
+        bitmaps=_bitmap_bytes(model),
     )
     config = ModelConfig.from_json(model.manifest.config)
     firing = None
@@ -198,6 +199,16 @@ def _plan(
         budget=options.budget(sizes.weights) or machine.memory().total,
         n_ctx=options.context(config),
         firing=firing,
+    )
+
+
+def _bitmap_bytes(model: FlashModel) -> int:
+    """Bytes of the units of codec `bitmap`."""
+    return sum(
+        int(group.lengths[part.first_unit : part.first_unit + part.units].sum())
+        for group in model.groups.values()
+        for part in group.parts
+        if part.codec == "bitmap"
     )
 
 

@@ -29,6 +29,9 @@ MEMORY_SHARE = 0.95
 """The share of the memory's read rate at which a token's weights are used. See
 docs/measurements.md, "Kernels against memory bandwidth"."""
 
+BITMAP_SHARE = 0.6
+"""The same of weights stored as bitmaps, by their bytes: 0.55 to 0.66 (docs/endor.md)."""
+
 DISK_SPREAD, MEMORY_SPREAD = 1.25, 1.1
 """How far a rate measured now may be from the one measured before, either way: of 25 repetitions
 in half a minute, reads of 2 MiB ran at 0.76 to 1.18 of the mean, and memory within 5 percent,
@@ -40,13 +43,15 @@ class Sizes:
     """Bytes of a model in the flash format.
 
     weights: the units, without padding. stored: all its files on disk. fetched: what must be
-    downloaded first. to_store: what converting it will write.
+    downloaded first. to_store: what converting it will write. bitmaps: of the units, those that
+    are stored as bitmaps.
     """
 
     weights: int
     stored: int
     fetched: int = 0
     to_store: int = 0
+    bitmaps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +92,11 @@ class Plan:
     convert it, 0 for a model that is here. In memory: pinned_bytes, weights that stay; ring_bytes,
     room that the others pass through; kv_bytes, keys and values of a full context, kept in
     kv_dtype; scratch_bytes, buffers and the tokeniser; overhead_bytes, the process itself. For each
-    token: used_bytes of weights are used and streamed_bytes read from disk, up to slot_bytes at a
-    time. smallest_budget: the least memory that works with this context; largest_context: the most
-    tokens, n_ctx at most, that work with this budget, 0 if none. Of a model that does not fit, the
-    figures are those of the smallest budget.
+    token: used_bytes of weights are used, bitmap_bytes of them stored as bitmaps, and
+    streamed_bytes read from disk, up to slot_bytes at a time. smallest_budget: the least memory
+    that works with this context; largest_context: the most tokens, n_ctx at most, that work with
+    this budget, 0 if none. Of a model that does not fit, the figures are those of the smallest
+    budget.
 
     tok_s: tokens per second of a reply that begins, least and most, from what was measured of this
     computer; None if nothing was. dtypes: those of the weights, the most frequent first. sparse:
@@ -114,6 +120,7 @@ class Plan:
     scratch_bytes: int
     overhead_bytes: int
     used_bytes: int
+    bitmap_bytes: int
     streamed_bytes: int
     slot_bytes: int
     smallest_budget: int
@@ -153,7 +160,8 @@ class Plan:
         return self.streamed_bytes / rate if self.streams else 0.0
 
     def _compute_s(self, rate: float) -> float:
-        return self.used_bytes / (MEMORY_SHARE * rate)
+        whole = self.used_bytes - self.bitmap_bytes
+        return whole / (MEMORY_SHARE * rate) + self.bitmap_bytes / (BITMAP_SHARE * rate)
 
     def with_speed(self, speed: ReadSpeed, threads: int) -> Plan:
         """The plan with tok_s, or with a warning if the disk's part of it was not measured.
@@ -261,6 +269,7 @@ def plan(
         scratch_bytes=scratch,
         overhead_bytes=budget_for(residency.nbytes, 0, 0) - residency.nbytes,
         used_bytes=sum(span.nbytes for span in needs.scan.spans) - unused,
+        bitmap_bytes=sizes.bitmaps,
         streamed_bytes=residency.streamed_bytes + _looked_up(residency) + new,
         slot_bytes=residency.slot_bytes or needs.scan.tables[0].largest,
         smallest_budget=needs.least_budget(n_ctx),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import tiny
 from damage import edit_unit
 
 from flashllm.convert import convert, units, verify
+from flashllm.convert.planning import plan_model
 from flashllm.errors import Cancelled, CorruptModel, InvalidInput
 from flashllm.flash import writer
 from flashllm.flash.format import read_model
@@ -66,6 +68,40 @@ def test_the_same_model_under_any_budget(tmp_path: Path, checkpoint: Path, dtype
     for io in ("direct", "pread", "mmap"):
         assert np.array_equal(logits(sparse, mem_budget=least, io=io), reference)
     assert verify(sparse).units == sum(g.units for g in read_model(sparse).groups.values())
+
+
+def test_its_plan_is_what_happens(tmp_path: Path, checkpoint: Path) -> None:
+    model = convert(checkpoint, tmp_path / "m", dtype="q8", sparse_min=0.4)
+    options = LoadOptions(mem_budget=10**9, n_ctx=64, threads=2)
+    plan = plan_model(model, options)
+    groups = read_model(model).groups
+    layers = sum(int(g.lengths.sum()) for name, g in groups.items() if "layers" in name)
+    assert plan.bitmap_bytes == layers < plan.used_bytes
+    tile = plan_model(convert(checkpoint, tmp_path / "t", dtype="q8"), options)
+    assert tile.bitmap_bytes == 0
+    # Fewer bytes, each of which takes longer than one of a tile; then that is all that counts.
+    speeds = [one.tok_s_at(1e15, 1e9) for one in (plan, tile)]
+    assert 1 < speeds[0] / speeds[1] < tile.used_bytes / plan.used_bytes
+    decoder = load_decoder(model, options)
+    assert plan.scratch_bytes == decoder.scratch_bytes
+    decoder.close()
+
+
+def test_expanding_takes_what_was_planned(tmp_path: Path, checkpoint: Path) -> None:
+    """A panel of tiles for each thread and each of the sizes that there are."""
+    options = LoadOptions(mem_budget=None, n_ctx=64, threads=3)
+    found = []
+    for name, sparse_min in (("tile", None), ("bitmap", 0.4)):
+        model = convert(checkpoint, tmp_path / name, dtype="f16", sparse_min=sparse_min)
+        load_decoder(model, options).close()  # what stays for the next one is not this one's
+        tracemalloc.start()
+        decoder = load_decoder(model, options)
+        found.append((tracemalloc.get_traced_memory()[0], decoder.scratch_bytes))
+        tracemalloc.stop()
+        decoder.close()
+    (tiles, without), (bitmaps, with_room) = found
+    assert with_room > without
+    assert abs((bitmaps - tiles) - (with_room - without)) < 50_000
 
 
 def test_what_is_not_sparse_enough_stays_as_it_was(tmp_path: Path, checkpoint: Path) -> None:
