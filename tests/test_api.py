@@ -17,7 +17,7 @@ from flashllm.model.families import FAMILIES
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 NAMES = [
     "LLM", "Done", "FlashError", "Message", "Plan", "Prefill", "Session", "Stats", "Token",
-    "calibrate", "errors", "load", "plan", "pull",
+    "calibrate", "errors", "load", "plan", "prune", "pull",
 ]  # fmt: skip
 
 
