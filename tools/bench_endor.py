@@ -23,7 +23,8 @@ from bench_sparse import Result, Rung, aligned, measure, median
 
 from flashllm.flash.format import FlashModel, read_model
 from flashllm.flash.reader import UnitReader
-from flashllm.kernels.expanding import OVERREAD, expand_unit, tile_bytes
+from flashllm.kernels.expanding import expand_unit, tile_bytes
+from flashllm.kernels.memory import OVERREAD
 from flashllm.sizes import SHARE_OVERHEAD
 
 LEAST, CAPPED = Rung("nothing pinned", (), least=True), Rung("capped", ())

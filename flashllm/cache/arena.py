@@ -6,10 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashllm.errors import EngineError
-from flashllm.kernels.memory import huge_buffer
-
-OVERREAD = 64
-"""Bytes past a unit's end that kernels may read, though never use."""
+from flashllm.kernels.memory import OVERREAD, huge_buffer
 
 
 class Arena:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.cache.arena import OVERREAD
 from flashllm.cache.policy import READ_BYTES
 from flashllm.flash.format import Group
 from flashllm.flash.parts import FFNPart
 from flashllm.flash.reader import UnitReader
-from flashllm.kernels.memory import huge_buffer
+from flashllm.kernels.memory import OVERREAD, huge_buffer
 
 
 class GateRows:

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.cache.arena import OVERREAD
 from flashllm.cache.window import Window
 from flashllm.errors import EngineError, InvalidInput, UnsupportedModel
 from flashllm.flash.format import FlashModel, Group
 from flashllm.flash.reader import UnitReader
 from flashllm.flash.scatter import THREADS, ScatteredRead, ScatteredReader
-from flashllm.kernels.memory import huge_buffer
+from flashllm.kernels.memory import OVERREAD, huge_buffer
 from flashllm.kernels.slots import are_ascending, clear_common, places
 
 

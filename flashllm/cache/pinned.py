@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from flashllm.cache.arena import OVERREAD
 from flashllm.cache.policy import Residency, Span
 from flashllm.flash.format import FlashModel
 from flashllm.flash.prefetch import Pending, Prefetcher
-from flashllm.kernels.memory import huge_buffer
+from flashllm.kernels.memory import OVERREAD, huge_buffer
 
 Progress = Callable[[int, int], None]
 Place = Callable[[str, int, NDArray[np.int64]], None]

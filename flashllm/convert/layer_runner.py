@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashllm import kernels
-from flashllm.cache.arena import OVERREAD
 from flashllm.cache.kv import Sequence as KeysAndValues
 from flashllm.closing import Closing
 from flashllm.convert.matrices import matrices
@@ -18,7 +17,7 @@ from flashllm.flash.format import FlashModel, Group
 from flashllm.flash.parts import MatrixPart, Part
 from flashllm.flash.quantize import Floats
 from flashllm.flash.reader import UnitReader
-from flashllm.kernels.memory import huge_buffer
+from flashllm.kernels.memory import OVERREAD, huge_buffer
 from flashllm.layers.buffers import StepBuffers
 from flashllm.model.block_wiring import BlockWiring
 from flashllm.model.config import ModelConfig

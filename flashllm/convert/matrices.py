@@ -13,7 +13,8 @@ from flashllm.flash.layout import TILE_COLS, TILE_ROWS, ceil_div
 from flashllm.flash.parts import FFNPart, MatrixPart
 from flashllm.flash.quantize import PLAIN, Floats, quantize, search_starts
 from flashllm.kernels.decoding import decode_tiles
-from flashllm.kernels.expanding import OVERREAD, expand_unit, tile_bytes
+from flashllm.kernels.expanding import expand_unit, tile_bytes
+from flashllm.kernels.memory import OVERREAD
 from flashllm.kernels.quantizing import quantize_into, tiles_for
 
 
@@ -57,14 +58,10 @@ def packed(
             for matrix, dtype in zip(_filled(part, weights), part.dtypes, strict=True)
         ]
         units = list(join_tiles(tiles[:-1], tiles[-1], part))
-    lost = [_lost(*pair) for pair in zip(before, tiles, _dtypes(part), strict=True)]
+    lost = [_lost(*pair) for pair in zip(before, tiles, part.dtypes, strict=True)]
     if part.codec == "bitmap":
         units = [squeeze_unit(unit, part, i) for i, unit in enumerate(units)]
     return units, lost
-
-
-def _dtypes(part: MatrixPart | FFNPart) -> tuple[str, ...]:
-    return (part.dtype,) if isinstance(part, MatrixPart) else part.dtypes
 
 
 def _tiles(part: MatrixPart | FFNPart, unit: Bytes, index: int) -> Bytes:

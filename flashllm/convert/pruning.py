@@ -272,7 +272,7 @@ def _plans(model: FlashModel, config: ModelConfig, dtype: str, density: float) -
                     f"{model.path}: its neurons are stored one by one; prune the checkpoint "
                     "converted with --codec tile"
                 )
-            for role, own in zip(_roles_of(part), _dtypes_of(part), strict=True):
+            for role, own in zip(_roles_of(part), part.dtypes, strict=True):
                 wanted = _KEPT.get(own, own) if dtype == "keep" else dtype
                 dtypes[prefix + role] = own if layer is None else wanted
     densities = {role: density for role in dtypes if role.startswith("layers.")}
@@ -324,8 +324,4 @@ def _roles_of(part: Part) -> list[str]:
     """The matrices of a part, in its order."""
     if isinstance(part, MatrixPart):
         return [part.role]
-    return ["ffn_gate", "ffn_up", "ffn_down"][3 - len(part.dtypes) :]
-
-
-def _dtypes_of(part: Part) -> tuple[str, ...]:
-    return (part.dtype,) if isinstance(part, MatrixPart) else part.dtypes
+    return list(FEED_FORWARD[-len(part.dtypes) :])

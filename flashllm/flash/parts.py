@@ -75,6 +75,11 @@ class MatrixPart:
         return cls(role, codec, dtype, rows, cols, per_unit, first_unit, units)
 
     @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtype, as FFNPart has those of its matrices."""
+        return (self.dtype,)
+
+    @property
     def panels(self) -> int:
         """Panels of 16 rows in the whole matrix."""
         return ceil_div(self.rows, TILE_ROWS)
@@ -232,7 +237,7 @@ def part_from_json(data: Any, where: str) -> Part:
 
 
 def _check_bitmaps(part: Part, where: str) -> None:
-    dtypes = (part.dtype,) if isinstance(part, MatrixPart) else part.dtypes
+    dtypes = part.dtypes
     if not set(dtypes) <= set(BITMAP_SCALE_BYTES) or len(set(dtypes[:-1])) > 1:
         raise CorruptModel(f"{where}: {part.role} has bitmaps of {', '.join(dtypes)}")
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flashllm.errors import InvalidInput
 from flashllm.kernels.cpu import expanding
+from flashllm.kernels.memory import OVERREAD
 from flashllm.kernels.weights import BITMAP_SCALE_BYTES, TILE_BYTES, tile_panel_bytes
 
 Bytes = NDArray[np.uint8]
@@ -27,10 +28,6 @@ class Panels(Protocol):
     def panels(self) -> int: ...
     @property
     def tiles(self) -> int: ...
-
-
-OVERREAD = 64
-"""Bytes past a unit's end that are read, though not used."""
 
 
 def tile_bytes(panels: Sequence[Panels]) -> int:

@@ -9,6 +9,9 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
+OVERREAD = 64
+"""Bytes past a unit's end that kernels may read, though never use."""
+
 
 def huge_buffer(size: int) -> NDArray[np.uint8]:
     """`size` zero bytes on a page boundary, given back to the system with the last reference.

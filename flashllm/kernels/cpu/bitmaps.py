@@ -207,8 +207,8 @@ def _pair_bytes(word, other):
 
 def _q4_dot(fmt, bitmap, scales, values, acc, x, t, b):
     """A byte has a nibble of a word, and one of the word 4 behind it: so there is one load for
-    both, and no instruction has to spread nibbles to bytes. At a share of 50 % in a bitmap of its
-    own bytes each word took 1.4 times as long.
+    both, and no instruction has to spread nibbles to bytes. With the nibbles of each word by
+    themselves a product took 1.1 times as long, before this was inlined.
     """
     _, codes, _, _, width = x
     c = codes + t * width + 32 * b
