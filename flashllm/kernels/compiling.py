@@ -30,14 +30,13 @@ _LIMIT_S = 600
 
 
 class Compilable(Protocol):
-    """What can be compiled ahead. name: "module:variable". address: asking for it compiles."""
+    """What can be compiled ahead: prepare() does it. name: "module:variable"."""
 
     @property
     def name(self) -> str: ...
     @property
     def is_compiled(self) -> bool: ...
-    @property
-    def address(self) -> int: ...
+    def prepare(self) -> None: ...
 
 
 _PROGRAM = (
@@ -83,4 +82,4 @@ def compile_here(names: Collection[str]) -> None:
     for name in names:
         module, _, function = name.partition(":")
         op: Compilable = getattr(importlib.import_module(module), function)
-        _ = op.address
+        op.prepare()

@@ -8,7 +8,7 @@ import numpy as np
 
 from flashllm.kernels.compiling import FEW, Compilable, compile_apart
 from flashllm.kernels.cpu.program import CPUProgram, Shared
-from flashllm.kernels.team import Team
+from flashllm.kernels.team import TEAMWORK, Team
 
 
 class CPUBackend:
@@ -30,7 +30,7 @@ class CPUBackend:
         """Compile the kernels of all programs so far, and `others`, if they are not, in a process
         apart; a few only if memory is short.
         """
-        compile_apart([*self._shared.ops, *others], 0 if memory_is_short else FEW)
+        compile_apart([*TEAMWORK, *self._shared.ops, *others], 0 if memory_is_short else FEW)
 
     def close(self) -> None:
         """Stop and join the workers."""

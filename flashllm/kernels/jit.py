@@ -27,8 +27,9 @@ import llvmlite.binding as llvm
 import numba
 import platformdirs
 from numba import types
-from numba.core import caching, config
+from numba.core import caching, config, sigutils
 from numba.core.ccallback import CFunc
+from numba.core.registry import CPUDispatcher
 
 _FLAGS: dict[str, Any] = {"error_model": "numpy", "fastmath": False}
 """No fastmath: it may reorder sums, and a token must not depend on how work was split."""
@@ -146,15 +147,14 @@ _DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeErr
 class _KernelCache(caching.FunctionCache):
     _impl_class = _CacheImpl
 
-    def has(self, compiled: CFunc) -> bool:
-        """Whether the index lists the code of a function; that of a damaged one lists nothing."""
-        context = compiled._targetdescr.target_context
+    def has(self, signature: Any, context: Any) -> bool:
+        """Whether the index lists code for a signature; that of a damaged one lists nothing."""
         context.refresh()
         try:
             listed = self._cache_file._load_index()
         except (OSError, *_DAMAGE):
             return False
-        return self._index_key(compiled._sig, context.codegen()) in listed
+        return self._index_key(signature, context.codegen()) in listed
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The cached code, or None if there is none or the file is damaged."""
@@ -180,8 +180,13 @@ class Op:
     @property
     def is_compiled(self) -> bool:
         """Whether its native code is in the cache, so that asking for the address is quick."""
-        there: bool = self._compiled._cache.has(self._compiled)
+        function = self._compiled
+        there: bool = function._cache.has(function._sig, function._targetdescr.target_context)
         return there
+
+    def prepare(self) -> None:
+        """Compile it, or load it from the cache, unless that is done."""
+        _ = self.address
 
     @functools.cached_property
     def address(self) -> int:
@@ -207,19 +212,40 @@ def inline(function: Callable[..., Any]) -> Any:
     return numba.njit(**_FLAGS)(function)
 
 
-def entry(function: Callable[..., Any]) -> Any:
-    """Make `function` callable from Python: compiled at the first call, cached, GIL released."""
-    return _entry(function, nogil=True)
+class Entry(CPUDispatcher):
+    """A function that Python calls, compiled for one signature: at the first call, or ahead."""
+
+    def __init__(self, function: Callable[..., Any], arguments: str, *, nogil: bool):
+        super().__init__(function, targetoptions={"nopython": True, "nogil": nogil, **_FLAGS})
+        self._cache = _KernelCache(function)
+        self._arguments, _ = sigutils.normalize_signature(arguments)
+
+    @property
+    def name(self) -> str:
+        """Where it is defined: "module:function"."""
+        return f"{self.py_func.__module__}:{self.py_func.__name__}"
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its native code is in the cache."""
+        there: bool = self._cache.has(self._arguments, self.targetctx)
+        return there
+
+    def prepare(self) -> None:
+        """Compile it, or load it from the cache, unless that is done."""
+        self.compile(self._arguments)
 
 
-def brief(function: Callable[..., Any]) -> Any:
+def entry(arguments: str) -> Callable[[Callable[..., Any]], Entry]:
+    """Make a function callable from Python, with the GIL released.
+
+    arguments: Numba's names of their types, such as "(intp, float32[::1])".
+    """
+    return functools.partial(Entry, arguments=arguments, nogil=True)
+
+
+def brief(arguments: str) -> Callable[[Callable[..., Any]], Entry]:
     """As entry, for what takes microseconds: the GIL is kept, which other threads that read would
     give back only after as many.
     """
-    return _entry(function, nogil=False)
-
-
-def _entry(function: Callable[..., Any], *, nogil: bool) -> Any:
-    dispatcher = numba.njit(nogil=nogil, **_FLAGS)(function)
-    dispatcher._cache = _KernelCache(function)
-    return dispatcher
+    return functools.partial(Entry, arguments=arguments, nogil=False)

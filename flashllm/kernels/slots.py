@@ -8,12 +8,10 @@ token with NumPy's, 24 with these.
 
 from __future__ import annotations
 
-import numpy as np
-
 from flashllm.kernels import jit
 
 
-@jit.brief
+@jit.brief("(float32[::1], float32, int64[::1])")
 def above(scores, threshold, ids):
     """The places of float32 scores [n] above it, ascending, to ids, int64 [n]: how many."""
     count = 0
@@ -23,7 +21,7 @@ def above(scores, threshold, ids):
     return count
 
 
-@jit.brief
+@jit.brief("(float32[::1], int64[::1])")
 def mean_at(values, ids):
     """The mean of float32 values[ids], 0 of none."""
     total = 0.0
@@ -32,7 +30,7 @@ def mean_at(values, ids):
     return total / max(1, len(ids))
 
 
-@jit.brief
+@jit.brief("(int64[::1], int64[::1])")
 def in_common(units, others):
     """How many `units` are among `others`; both ascending, none twice."""
     found = j = 0
@@ -43,7 +41,7 @@ def in_common(units, others):
     return found
 
 
-@jit.brief
+@jit.brief("(int64[::1], intp)")
 def are_ascending(units, end):
     """Whether they are from 0 to end - 1, each more than the one before."""
     before = -1
@@ -54,14 +52,14 @@ def are_ascending(units, end):
     return before < end
 
 
-@jit.brief
+@jit.brief("(int64[::1], intp, intp, int64[::1])")
 def places(slots, size, start, out):
     """out = start + size * slots."""
     for i in range(len(slots)):
         out[i] = start + size * slots[i]
 
 
-@jit.brief
+@jit.brief("(int32[::1], int32[::1], int64[::1], intp, int64[::1])")
 def mark(slot, stamp, ids, now, slots):
     """Stamp units `ids` with `now`; their slots, -1 of none, to `slots`: how many have none."""
     absent = 0
@@ -73,7 +71,7 @@ def mark(slot, stamp, ids, now, slots):
     return absent
 
 
-@jit.brief
+@jit.brief("(int32[::1], int64[::1], int64[::1], int32[::1], intp, int64[::1])")
 def fill(slot, ids, slots, free, frees, new):
     """Give the last of `frees` free slots to the `ids` that have none: how many remain.
 
@@ -89,7 +87,7 @@ def fill(slot, ids, slots, free, frees, new):
     return frees
 
 
-@jit.brief
+@jit.brief("(int32[::1], int32[::1], int64[::1], intp, intp, intp, int32[::1], intp)")
 def let_go(slot, stamp, ids, at, last_use, wanted, free, frees):
     """Take the slots of `wanted` units, from ids[at] on, whose stamp is `last_use`.
 
@@ -108,7 +106,7 @@ def let_go(slot, stamp, ids, at, last_use, wanted, free, frees):
     return at, frees
 
 
-@jit.brief
+@jit.brief("(int64[::1], int64[::1], int64[::1])")
 def clear_common(units, others, values):
     """Set values[i] to 0 where units[i] is one of `others`; both ascending: how many there are."""
     found = j = 0
@@ -121,7 +119,7 @@ def clear_common(units, others, values):
     return found
 
 
-@jit.brief
+@jit.brief("(int64[::1], int64[::1], int64[::1])")
 def split(addresses, near, far):
     """The places of addresses that are not 0, to `near`, and of those that are, to `far`.
 
@@ -135,36 +133,7 @@ def split(addresses, near, far):
     return count
 
 
-class Bookkeeping:
-    """All functions of this module, to be compiled before they are used: as a jit.Op is."""
-
-    name = f"{__name__}:BOOKKEEPING"
-    functions = (
-        above, mean_at, in_common, are_ascending, places, mark, fill, let_go, clear_common, split
-    )  # fmt: skip
-
-    @property
-    def is_compiled(self):
-        """Whether native code of all of them is in the cache."""
-        return len(list(jit.cache_directory().glob("slots.*.nbi"))) >= len(self.functions)
-
-    @property
-    def address(self):
-        """0; asking for it calls each once, which compiles it."""
-        ids, more, last = np.zeros((3, 1), np.int64)
-        slot, stamp, free = np.zeros((3, 1), np.int32)
-        scores = np.zeros(1, np.float32)
-        above(scores, np.float32(0), ids)
-        mean_at(scores, ids)
-        in_common(ids, more)
-        are_ascending(ids, 1)
-        places(ids, 1, 0, more)
-        mark(slot, stamp, ids, 1, more)
-        fill(slot, ids, more, free, 1, last)
-        let_go(slot, stamp, ids, 0, 1, 1, free, 0)
-        clear_common(ids, more, last)
-        split(ids, more, last)
-        return 0
-
-
-BOOKKEEPING = Bookkeeping()
+BOOKKEEPING = (
+    above, mean_at, in_common, are_ascending, places, mark, fill, let_go, clear_common, split
+)  # fmt: skip
+"""All functions of this module, to be compiled before they are used."""

@@ -20,7 +20,7 @@ _BYTES = {"f16": 2, "bf16": 2, "q8": 1, "q4": 0}
 """Bytes of a weight that is not zero; 0: nibbles of two words go together."""
 
 
-@jit.entry
+@jit.entry("(intp, intp, intp, intp, intp, intp, intp)")
 def walk(unit, at, panels, tiles, end, scale_bytes, weight_bytes):
     """Where the values of `panels` panels end, whose heads begin `at` bytes after address `unit`,
     if those of the first begin at `end`; -1 if a head says something else. It reads heads alone.
@@ -52,23 +52,3 @@ def is_sound(unit: NDArray[np.uint8], panels: Sequence[Panels]) -> bool:
             return False
         at += head_bytes([one])
     return end == len(unit)
-
-
-class Soundness:
-    """The function of this module, to be compiled before it is used: as a jit.Op is."""
-
-    name = f"{__name__}:SOUNDNESS"
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether native code of it is in the cache."""
-        return any(jit.cache_directory().glob("soundness.*.nbi"))
-
-    @property
-    def address(self) -> int:
-        """0; asking for it calls the function once, which compiles it."""
-        walk(0, 0, 0, 1, 0, 0, 1)
-        return 0
-
-
-SOUNDNESS = Soundness()

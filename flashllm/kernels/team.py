@@ -143,7 +143,7 @@ def _walk(shared, program, count, rows, thread, threads):
         _barrier(shared, threads)
 
 
-@jit.entry
+@jit.entry("(intp, intp, intp, intp)")
 def _publish(shared, program, count, rows):
     """Hand a program to the team."""
     _atomic_store(shared + 8 * _PROGRAM, program)
@@ -160,24 +160,24 @@ def _take_part(shared, thread, threads):
     _walk(shared, program, count, _atomic_load(shared + 8 * _ROWS), thread, threads)
 
 
-@jit.entry
+@jit.entry("(intp, intp)")
 def _lead(shared, threads):
     """The calling thread's part: it is thread 0, and notes which ticket it has led."""
     _take_part(shared, 0, threads)
     _atomic_store(shared + 8 * _LED, _atomic_load(shared + 8 * _TICKET))
 
 
-@jit.entry
+@jit.entry("(intp,)")
 def _has_led_all(shared):
     return _atomic_load(shared + 8 * _LED) == _atomic_load(shared + 8 * _TICKET)
 
 
-@jit.entry
+@jit.entry("(intp,)")
 def _latest(shared):
     return _atomic_load(shared + 8 * _TICKET)
 
 
-@jit.entry
+@jit.entry("(intp, intp, intp, intp)")
 def _follow(shared, ticket, thread, threads):
     """A worker's life until it has waited long: the last ticket it served, or -1 to stop."""
     spins = 0
@@ -195,30 +195,28 @@ def _follow(shared, ticket, thread, threads):
     return ticket
 
 
+TEAMWORK = (_publish, _lead, _has_led_all, _latest, _follow)
+"""What a team compiles, if nobody has, before it starts its threads."""
+
+
 class Team(Closing):
-    """`threads` threads, the calling one included; one thread at a time may call run()."""
+    """`threads` threads, the calling one included; one thread at a time may call run().
+
+    The others start with the first run.
+    """
 
     def __init__(self, threads: int):
         self.threads = threads
         self._shared = np.zeros(_SHARED_WORDS + _LINE, np.int64)
         self._address = -(-self._shared.ctypes.data // 64) * 64
         self._write(_YIELD, _yield_address())
-        self._closed = False
-        # Numba releases the GIL inside an entry but compiles under a lock: compile them now, so
-        # that no worker waits for the compiler while the leader waits for the worker.
-        _publish.compile((types.intp,) * 4)
-        _lead.compile((types.intp,) * 2)
-        _has_led_all.compile((types.intp,))
-        _latest.compile((types.intp,))
-        _follow.compile((types.intp,) * 4)
+        self._started = self._closed = False
         self._wake = [threading.Semaphore(0) for _ in range(threads - 1)]
         self._parked = [False] * (threads - 1)
         self._workers = [
             threading.Thread(target=self._serve, args=(i,), name=f"flashllm-{i + 1}", daemon=True)
             for i in range(threads - 1)
         ]
-        for worker in self._workers:
-            worker.start()
 
     def run(self, program: int, count: int, rows: int) -> None:
         """Run `count` instructions at address `program` over `rows` rows, on all threads.
@@ -227,6 +225,8 @@ class Team(Closing):
         """
         if self._closed:
             raise EngineError("the kernels' threads are closed; open the model again")
+        if not self._started:
+            self._start()
         self._catch_up()
         _publish(self._address, program, count, rows)
         self._wake_parked()
@@ -237,11 +237,23 @@ class Team(Closing):
         if self._closed:
             return
         self._closed = True
-        self._catch_up()
+        if self._started:
+            self._catch_up()
         self._write(_STOP, 1)
         self._wake_parked()
         for worker in self._workers:
-            worker.join()
+            if worker.ident is not None:  # Ctrl-C may have struck before it was started
+                worker.join()
+
+    def _start(self) -> None:
+        # Numba releases the GIL inside an entry but compiles under a lock: compile them now, so
+        # that no worker waits for the compiler while the leader waits for the worker.
+        for function in TEAMWORK:
+            function.prepare()
+        for worker in self._workers:
+            if worker.ident is None:
+                worker.start()
+        self._started = True
 
     def _catch_up(self) -> None:
         """Walk what Ctrl-C kept this thread from: its workers wait in a barrier meanwhile.

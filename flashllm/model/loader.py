@@ -16,9 +16,9 @@ from flashllm.cache.units import Units
 from flashllm.disk_curve import DiskCurve
 from flashllm.errors import UnsupportedModel
 from flashllm.flash.format import read_model
+from flashllm.kernels import soundness
 from flashllm.kernels.compiling import Compilable
 from flashllm.kernels.slots import BOOKKEEPING
-from flashllm.kernels.soundness import SOUNDNESS
 from flashllm.kernels.weights import KV_NAMES
 from flashllm.model.config import ModelConfig
 from flashllm.model.decoder import Decoder
@@ -103,8 +103,8 @@ def load_decoder(
         )
         decoder = wiring.decoder(budget, scratch)
         # Before weights take the memory that there is.
-        others: list[Compilable] = [BOOKKEEPING] if asked.sparse else []
-        others += [SOUNDNESS] if model.manifest.codec == "bitmap" else []
+        others: list[Compilable] = [*BOOKKEEPING] if asked.sparse else []
+        others += [soundness.walk] if model.manifest.codec == "bitmap" else []
         backend.prepare(others, memory_is_short=budget is not None)
         units.load(on_progress)
         return decoder

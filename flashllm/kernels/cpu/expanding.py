@@ -21,25 +21,25 @@ def _expand(fmt, panel, panels, tiles, out):
         expand_run(fmt, run, tiles, to)
 
 
-@jit.entry
+@jit.entry("(intp, intp, intp, intp)")
 def expand_f16(panel, panels, tiles, out):
     """`panels` panels of `tiles` tiles each, from address `panel` on, to address `out`."""
     _expand(F16_BITMAP, panel, panels, tiles, out)
 
 
-@jit.entry
+@jit.entry("(intp, intp, intp, intp)")
 def expand_bf16(panel, panels, tiles, out):
     """As expand_f16."""
     _expand(BF16_BITMAP, panel, panels, tiles, out)
 
 
-@jit.entry
+@jit.entry("(intp, intp, intp, intp)")
 def expand_q8(panel, panels, tiles, out):
     """As expand_f16."""
     _expand(Q8_BITMAP, panel, panels, tiles, out)
 
 
-@jit.entry
+@jit.entry("(intp, intp, intp, intp)")
 def expand_q4(panel, panels, tiles, out):
     """As expand_f16."""
     _expand(Q4_BITMAP, panel, panels, tiles, out)

@@ -240,7 +240,7 @@ def _write_tile(columns, dtype, scale, low, tile):
     return tile + 320
 
 
-@jit.entry
+@jit.entry("(intp, intp, intp, intp, intp, float32[:, ::1], intp, intp)")
 def quantize_tiles(x, source, rows, cols, dtype, starts, scratch, tiles):
     """Weights [rows, cols] at address `x` as tiles, padded, at address `tiles`.
 
