@@ -68,6 +68,8 @@ class Ring:
         """
         if self._held:
             raise EngineError("a stage is fetched before the one in use is released")
+        if not self._extents[stage]:  # all of it stays; what is read ahead is of a later one
+            return
         if self._reads and self._reads[0].stage != stage:
             self.drop()
         if not self._reads:

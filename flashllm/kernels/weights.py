@@ -120,6 +120,15 @@ class TileFFN:
         panels = (4 if self.gated else 2) * self.blocks_per_unit
         return panels * tile_panel_bytes(self.dtype, blocks, bitmap=self.bitmap)
 
+    def part(self, first: int, count: int) -> TileFFN:
+        """Neurons first .. first+count-1; InvalidInput unless a unit begins with the first."""
+        unit, within = divmod(first, self.blocks_per_unit * TILE_COLS)
+        if within:
+            raise InvalidInput(f"neuron {first} is in the middle of a unit")
+        units = -(-count // (self.blocks_per_unit * TILE_COLS))
+        table = self.table[unit : unit + units]
+        return dataclasses.replace(self, neurons=count, table=table)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowFFN:
@@ -157,6 +166,10 @@ class RowFFN:
     def input_bytes(self) -> int:
         """Bytes of a neuron before its down column: of its gate row, if any, and up row."""
         return (2 if self.gated else 1) * self.part_bytes
+
+    def part(self, first: int, count: int) -> RowFFN:
+        """Neurons first .. first+count-1."""
+        return dataclasses.replace(self, table=self.table[first : first + count])
 
 
 ACTIVATIONS = ("silu", "gelu", "gelu_erf", "relu", "relu2")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from flashllm.errors import InvalidInput
 from flashllm.kernels.program import Program
 from flashllm.kernels.weights import QUANTIZED, Floats, Nonlinearity, RowFFN, TileFFN
 from flashllm.layers.buffers import StepBuffers
@@ -30,14 +29,11 @@ class FeedForward:
         return self.weights.dtype in QUANTIZED
 
     def part(self, first: int, count: int) -> FeedForward:
-        """Neurons first .. first+count-1 of codec `row`, to be added to what those before gave."""
-        weights = self.weights
-        if not isinstance(weights, RowFFN):
-            raise InvalidInput("only neurons that lie one after another can be used in parts")
+        """Neurons first .. first+count-1, of whole units, to be added to what those before gave."""
         span = slice(first, first + count)
         return dataclasses.replace(
             self,
-            weights=dataclasses.replace(weights, table=weights.table[span]),
+            weights=self.weights.part(first, count),
             gate_bias=None if self.gate_bias is None else self.gate_bias[span],
             up_bias=None if self.up_bias is None else self.up_bias[span],
             down_bias=None if first else self.down_bias,

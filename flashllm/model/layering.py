@@ -44,7 +44,7 @@ class Layering:
         sparse: SparsePath | None = None,
     ) -> Layer:
         """A layer whose feed-forward is `part`, in these stages."""
-        if part.codec != "row":
+        if stages.ffn == (stages.attention,):
             program = self._make_program(self._buffers.capacity)
             block.record(program, self._buffers)
             whole = Piece(stages.attention, program, range(part.neurons))

@@ -75,17 +75,16 @@ def scratch_bytes(
     """Bytes of everything else that a model in memory holds, for steps of up to `step_tokens`,
     or n_ctx if that is less.
 
-    The buffers of a step (layers/buffers.py), those of the embedding and the head, the
-    feed-forward's sums, cosines and sines of n_ctx positions, norms and biases, the tokeniser.
-    neurons: of the widest layer, with those that fill its last unit. Logits that are handed out,
-    to be sampled from, are their owner's.
+    The buffers of a step (layers/buffers.py), those of the embedding and the head, cosines and
+    sines of n_ctx positions, norms and biases, the tokeniser. neurons: computed at once at most,
+    with those that fill a unit. Logits that are handed out, to be sampled from, are their owner's.
     """
     step_tokens = min(step_tokens, n_ctx)
     hidden = _padded(config.hidden_size)
     queries, keys = _padded(config.query_size), _padded(config.kv_size)
     fine = _FLOAT + 2 * _QUANTIZED
-    # x, branch and the sums of down; both forms of attention_in, and ffn_in.
-    row = hidden * (3 * _FLOAT + fine + _QUANTIZED)
+    # x and branch; both forms of attention_in, and ffn_in.
+    row = hidden * (2 * _FLOAT + fine + _QUANTIZED)
     row += queries * (_FLOAT + _QUANTIZED) + 2 * keys * _FLOAT + _padded(neurons) * _QUANTIZED
     row += 5 * 8  # token, position, and where the keys and values are
     ropes = {kind.rope for kind in config.kinds if kind.rope}

@@ -17,11 +17,12 @@ piece costs a token about 10 us, so those of small models must not be as small a
 """
 
 
-FFN_PIECE = 16 << 20
-"""A feed-forward of codec `row` is used in pieces of about so many bytes.
+FFN_PIECE = 32 << 20
+"""A feed-forward is used in pieces of about so many bytes; a layer that is no larger, whole.
 
-Its neurons follow one another, so that it needs no more memory at once; each piece costs a token
-about 20 us.
+Its units follow one another, so that it needs no more memory at once, and its sums are the same
+however it is cut. In memory, a 7B in q4 took 4 % longer with pieces of 16 MiB than with none, 1 %
+with 32 or 64.
 """
 
 
@@ -29,7 +30,7 @@ about 20 us.
 class LayerStages:
     """The stages of a layer: its attention, and the pieces of its feed-forward in their order.
 
-    Where units are tiles there is one stage, which `ffn` names as well.
+    A small layer is one stage, which `ffn` names as well.
     """
 
     attention: int
@@ -53,7 +54,7 @@ def scan_of(
     rare: list[int] = []
     for i in range(config.n_layers):
         attention, ffn = (_span(offsets, f"layers.{i}.{half}") for half in ("attn", "ffn"))
-        if codec != "row":
+        if codec != "row" and attention.nbytes + ffn.nbytes <= FFN_PIECE:
             stages.append((attention, ffn))
             continue
         predictor = [_span(offsets, predictor_group(i))] if sparse == "predictor" else []

@@ -124,10 +124,10 @@ def test_a_steps_buffers_alone() -> None:
         neurons=11008,
         kv_dtype=np.dtype(np.float16),
     )
-    sums, turns = rows * 4 * 4096, rows * 8 * 2
+    turns = rows * 8 * 2
     head = rows * (4096 * (4 + 4 + 2 * 5.25) + 1024 * 4)
     rest = scratch_bytes(seven, 11008, 256, 0)  # vectors, and the tables of positions
-    planned = scratch_bytes(seven, 11008, 256, rows) - rest - head - sums - turns
+    planned = scratch_bytes(seven, 11008, 256, rows) - rest - head - turns
     assert planned == held(buffers)
     assert (LOGIT_ROWS, STEP_TOKENS) == (32, 512)
 

@@ -117,11 +117,12 @@ def test_the_largest_context_fits_and_one_more_does_not(n_ctx: int) -> None:
     assert most == 8192 or not make(budget, most + 1).fits
 
 
-def test_the_floor_is_a_layer_and_what_lies_beside_weights() -> None:
+def test_the_floor_is_attention_or_a_head_piece_and_what_lies_beside_weights() -> None:
+    """A layer of this shape has 109 MiB, of which the feed-forward is used in pieces."""
     made = make(12 * GB, 16)
-    layer = 109 << 20
+    attention = 36 << 20
     beside = FIXED_BYTES + scratch_bytes(CONFIG, NEURONS, 16) + kv_bytes(CONFIG, 16, "f16")
-    assert layer < made.smallest_budget - beside < 2 * layer
+    assert attention < made.smallest_budget - beside < 1.2 * attention
     assert make(GB // 10, 16).largest_context == 0
 
 
@@ -133,11 +134,11 @@ def test_keys_and_values_of_f32_take_twice_the_room() -> None:
 
 
 def test_verdicts_say_what_to_do() -> None:
-    assert make(12 * GB).verdict == "fits in memory, needs 6.39 GB of the 12 GB allowed"
+    assert make(12 * GB).verdict == "fits in memory, needs 6.38 GB of the 12 GB allowed"
     assert make(4 * GB).verdict.startswith("runs in 4 GB, ")
     assert "streaming 2." in make(4 * GB).verdict
     assert "a context of " in make(2 * GB).verdict
-    assert "at least 2.55 GB of the 2 GB" in make(2 * GB).verdict
+    assert "at least 2.46 GB of the 2 GB" in make(2 * GB).verdict
     assert "smaller model" in make(GB // 10).verdict
     for budget in (12 * GB, 4 * GB, 2 * GB, GB // 10):
         made = make(budget)

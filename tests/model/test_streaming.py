@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 import streamed
 import tiny
-from streamed import Streamed
+from streamed import LAYERS, Streamed
 
 from flashllm.cache.policy import smallest_room
 from flashllm.errors import Cancelled, CorruptModel, FlashError, ModelIOError, OutOfBudget
 from flashllm.flash import layout
 from flashllm.flash.reader import IO_MODES
 from flashllm.llm import LLM
+from flashllm.model import scan as scanning
 from flashllm.model.decoder import Decoder
 from flashllm.model.loader import load_decoder
 from flashllm.model.memory import budget_for, kv_bytes
 from flashllm.model.options import LoadOptions
+from flashllm.model.scan import layer_stages
 
 TOKENS = np.random.default_rng(7).integers(0, streamed.VOCAB, 40)
 STEP = 16
@@ -116,6 +118,21 @@ def test_bitwise_the_same_with_any_threads_and_steps(
         for cuts in ([40], [17, 3, 20], [1] * 40):
             assert np.array_equal(logits(decoder, cuts, close=False), expected["llama"])
         decoder.close()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bitwise_the_same_in_pieces_and_whole(
+    folders: dict[str, Path],
+    expected: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    counts = []
+    for size in (8 << 10, 20 << 10, 60 << 10, 1 << 30):
+        monkeypatch.setattr(scanning, "FFN_PIECE", size)
+        counts.append(len(layer_stages(Streamed.read(folders[name]).scan, LAYERS)[0].ffn))
+        assert np.array_equal(logits(load(folders[name]), [3, 37]), expected[name])
+    assert counts[0] > counts[-1] == 1
 
 
 def test_a_prompt_reads_each_streamed_byte_once_for_each_step(folders: dict[str, Path]) -> None:

@@ -1,7 +1,8 @@
 """The feed-forward over `tile` units, in two halves with a barrier between them.
 
 Threads split the neurons, then rows of the result, never a sum: a result is one chain over all
-neurons in order, though these are spread over units.
+neurons in order, though these are spread over units. It begins with what `out` holds, so that it is
+the same if the units are given in several runs.
 """
 
 from __future__ import annotations
@@ -142,33 +143,29 @@ def ffn_hidden(fmt, args, rows, thread, threads):
 
 @jit.inline
 def ffn_down(fmt, args, rows, thread, threads):
-    """out[t] (+)= down h[t] + bias, unit after unit; `partial` holds the sum while it grows.
+    """out[t] (+)= bias + down h[t], unit after unit.
 
     Each thread hops through its rows of every unit, so the order within a unit keeps those
     together: per_unit tiles of a panel, then the next panel.
     """
     h = unpack(args, 5)
-    table, units, per_unit, skip, panels, partial, out, stride = unpack(args + 40, 8)
-    accumulate, bias, step, scratch, apart = unpack(args + 104, 5)
+    table, units, per_unit, skip, panels, out, stride = unpack(args + 40, 7)
+    accumulate, bias, step, scratch, apart = unpack(args + 96, 5)
     size = panel_bytes(fmt, per_unit)
     first, last = share(panels, thread, threads)
     for t in range(rows):
         for p in range(first, last):
-            store_f32(partial + 4 * (t * stride + 16 * p), load_f32(bias + step * p))
+            put(out + 4 * (t * stride + 16 * p), load_f32(bias + step * p), accumulate)
     for unit in range(units):
         down = load_int(table + 8 * unit) + skip
         block = unit * per_unit
         if rows == 1:
             after = load_int(table + 8 * min(unit + 1, units - 1)) + skip
-            _down_alone(fmt, down, after, first, last, block, per_unit, h, partial)
+            _down_alone(fmt, down, after, first, last, block, per_unit, h, out)
         else:
             for p in range(first, last):
                 tile = tiles_of(fmt, down + p * size, per_unit, scratch + apart * thread)
-                _down_panel(fmt, tile, block, per_unit, h, partial + 64 * p, stride, rows)
-    for t in range(rows):
-        for p in range(first, last):
-            at = 4 * (t * stride + 16 * p)
-            put(out + at, load_f32(partial + at), accumulate)
+                _down_panel(fmt, tile, block, per_unit, h, out + 64 * p, stride, rows)
 
 
 def _down_alone(fmt, down, after, first, last, block, count, h, y):

@@ -278,9 +278,8 @@ class CPUProgram(Program):
     def _encode_ffn_down(
         self, h: Activations, ffn: TileFFN, bias: Floats | None, accumulate: bool, out: Floats
     ) -> Encoded:
-        partial = self._scratch((self.capacity, out.shape[1]))
         words = [address(ffn.table), len(ffn.table), ffn.blocks_per_unit, ffn.input_bytes]
-        words += [-(-ffn.width // TILE_ROWS), address(partial), *rows(out), int(accumulate)]
+        words += [-(-ffn.width // TILE_ROWS), *rows(out), int(accumulate)]
         words += self._bias_words(bias, 64)
         words += self._tile_scratch(ffn, ffn.down_dtype, ffn.blocks_per_unit)
         op = pick(_stored(ffn, feed_forward), "ffn_down", ffn.down_dtype)
