@@ -138,7 +138,8 @@ def measure(
             raise OutOfBudget(f"{case.label}: {case.plan.verdict}")
     report.message("measuring the memory's read rate")
     limits = [case.budget for case in cases if case.budget is not None]
-    rate = memory_rate(options.threads or 1, min(limits, default=None))
+    # A buffer that fits the least of them would be read from the processor's cache.
+    rate = memory_rate(options.threads or 1, max(limits, default=None))
     runs: list[BudgetRun] = []
     for number, case in enumerate(cases, 1):
         limit = "no limit" if case.budget is None else format_size(case.budget)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashllm.cache.policy import pinned_scan
+from flashllm.cache.policy import LEAST_AHEAD_BYTES, pinned_scan
 from flashllm.disk_curve import DiskCurve, Point
 from flashllm.model.config import ModelConfig
 from flashllm.model.memory import (
@@ -122,7 +122,7 @@ def test_the_floor_is_attention_or_a_head_piece_and_what_lies_beside_weights() -
     made = make(12 * GB, 16)
     attention = 36 << 20
     beside = FIXED_BYTES + scratch_bytes(CONFIG, NEURONS, 16) + kv_bytes(CONFIG, 16, "f16")
-    assert attention < made.smallest_budget - beside < 1.2 * attention
+    assert attention + LEAST_AHEAD_BYTES < made.smallest_budget - beside < 1.4 * attention
     assert make(GB // 10, 16).largest_context == 0
 
 
@@ -138,7 +138,7 @@ def test_verdicts_say_what_to_do() -> None:
     assert make(4 * GB).verdict.startswith("runs in 4 GB, ")
     assert "streaming 2." in make(4 * GB).verdict
     assert "a context of " in make(2 * GB).verdict
-    assert "at least 2.46 GB of the 2 GB" in make(2 * GB).verdict
+    assert "at least 2.47 GB of the 2 GB" in make(2 * GB).verdict
     assert "smaller model" in make(GB // 10).verdict
     for budget in (12 * GB, 4 * GB, 2 * GB, GB // 10):
         made = make(budget)
