@@ -20,8 +20,8 @@ AHEAD_BYTES = 64 << 20
 """The most that is read ahead of the stage in use, and never more than two stages."""
 
 LEAST_AHEAD_BYTES = 8 << 20
-"""The least, or a quarter of the largest stage: with none the disk waits for every stage. A 7B in q4
-took 1.10 times as long then, and with 60 MB more no less than with these."""
+"""The least, or a quarter of the largest stage: with none the disk waits for every stage. A 7B in
+q4 took 1.10 times as long then, and with 60 MB more no less than with these."""
 
 LOOKUP_SLOTS = 16
 """Units of a table of rows that are kept at least: as many rows as are looked up at once."""

@@ -111,11 +111,11 @@ def _speed_row(run: BudgetRun) -> tuple[str, ...]:
 
 
 def _checks_row(run: BudgetRun) -> tuple[str, ...]:
-    disk, plan, trial = run.disk_rate, run.case.plan, run.trial
-    streamed = run.streamed_bytes
+    plan, trial, streamed = run.case.plan, run.trial, run.streamed_bytes
+    disk = ", ".join(f"{rate / 1e9:.2f}" for rate in run.disk_rates)
     return (
         run.label,
-        "" if disk is None else f"{disk / 1e9:.2f} GB/s",
+        f"{disk} GB/s" if disk else "",
         format_size(plan.streamed_bytes),
         _apart(trial.read_bytes, plan.streamed_bytes),
         speed(run.planned_tok_s),
