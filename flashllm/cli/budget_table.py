@@ -16,7 +16,7 @@ _SPEED = (
 )
 _NEURONS = ("budget", "active", "new/tok", "manages", "window", "of tokens")
 _CHECKS = (
-    *("budget", "disk", "planned read", "off by", "planned tok/s", "off by"),
+    *("budget", "disk GB/s", "planned read", "off by", "planned tok/s", "off by"),
     *("read/chunk", "of streamed", "written", "tokens"),
 )
 
@@ -115,7 +115,7 @@ def _checks_row(run: BudgetRun) -> tuple[str, ...]:
     disk = ", ".join(f"{rate / 1e9:.2f}" for rate in run.disk_rates)
     return (
         run.label,
-        f"{disk} GB/s" if disk else "",
+        disk,
         format_size(plan.streamed_bytes),
         _apart(trial.read_bytes, plan.streamed_bytes),
         speed(run.planned_tok_s),

@@ -100,7 +100,7 @@ def test_the_table_has_a_line_for_each_budget(series: Series) -> None:
     assert max(map(len, lines)) <= 110
     wavering = dataclasses.replace(series.runs[-1], disk_rates=[1.5e9, 2.25e9])
     told = budget_table.describe("tiny", dataclasses.replace(series, runs=[wavering]), SHAPE)
-    assert any("1.50, 2.25 GB/s" in line for line in told)
+    assert any("1.50, 2.25" in line for line in told)
     assert lines[-1] == "same tokens: yes"
     odd = dataclasses.replace(series.runs[1], same_tokens=False, peak_private=1 << 40)
     told = budget_table.describe("tiny", dataclasses.replace(series, runs=[odd]), SHAPE)
