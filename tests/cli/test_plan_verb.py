@@ -137,7 +137,7 @@ def test_running_sparse(
     tmp_path: Path, tiny_gguf: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = sparse_model.write(tmp_path)
-    limit = str(sparse_model.budget(model, "predictor", 3.0))
+    limit = str(sparse_model.budget(model, "predictor", 2.0))
     flags = ["plan", str(model), "--mem", limit, "-c", str(sparse_model.N_CTX)]
     assert main([*flags, "--sparse", "predictor"]) == 0
     out = capsys.readouterr().out
