@@ -18,7 +18,8 @@ piece costs a token about 10 us, so those of small models must not be as small a
 
 
 FFN_PIECE = 32 << 20
-"""A feed-forward is used in pieces of about so many bytes; a layer that is no larger, whole.
+"""A feed-forward is used in pieces of about so many bytes; a layer that is no larger, whole, but
+for codec `row`, of which a step may use single neurons.
 
 Its units follow one another, so that it needs no more memory at once, and its sums are the same
 however it is cut. In memory, a 7B in q4 took 4 % longer with pieces of 16 MiB than with none, 1 %

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -310,3 +311,21 @@ def test_a_row_does_not_depend_on_its_company_or_on_threads(dtype, gated):
     for threads in (1, 2, 3):
         for chunks in ([9], [4, 5], [2, 7], [8, 1]):
             assert np.array_equal(compute(threads, chunks), expected)
+
+
+def test_sums_of_the_feed_forward_take_no_room():
+    """However many layers: of its own, each of 32 of width 4096 would need 8 MB for a prompt's."""
+    rng = np.random.default_rng(5)
+    w = [Quantized(rng, *shape, "q8") for shape in ((64, 256), (64, 256), (256, 64))]
+    ffn, _owners = tile_ffn(*w, per_unit=2)
+    h, out = Activations(512, ffn.padded_neurons), np.zeros((512, 256), np.float32)
+    backend = kernels.load("cpu")
+    tracemalloc.start()
+    try:
+        programs = [backend.program(512) for _ in range(8)]
+        for program in programs:
+            program.ffn_down(h, ffn, out)
+        assert tracemalloc.get_traced_memory()[0] < 0.2 * out.nbytes
+    finally:
+        tracemalloc.stop()
+        backend.close()
